@@ -1,0 +1,1 @@
+"""Devices and configurations of popular checkpoints, as data with sources."""

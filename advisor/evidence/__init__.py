@@ -1,0 +1,1 @@
+"""Published results the rules rest on."""

@@ -1,0 +1,20 @@
+"""Drop-in `TrainerCallback`s, one a file; `tunekit.callbacks.RunRecord` loads the file that defines it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    from tunekit.discovery import everything
+
+    for cls in everything("callback").values():
+        if cls.__name__ == name:
+            return cls
+    raise AttributeError(f"module 'tunekit.callbacks' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    from tunekit.discovery import everything
+
+    return sorted(cls.__name__ for cls in everything("callback").values())

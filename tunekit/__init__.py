@@ -1,0 +1,85 @@
+"""tunekit: which fine-tuning method should I use, will it fit, how long will it take, and set it up for me.
+
+The public face. Everything is loaded when it is first asked for; importing this computes nothing and brings in no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+_ROOT = Path(__file__).resolve().parent.parent
+if (_ROOT / "advisor" / "rule.py").is_file() and str(_ROOT) not in __path__:
+    # From a checkout the sibling folders are the subpackages `tunekit.advisor` and `tunekit.callbacks`.
+    __path__.append(str(_ROOT))
+
+_WHERE = {
+    "Advice": "tunekit.advice",
+    "DataFacts": "tunekit.workload",
+    "DataSpec": "tunekit.plan",
+    "Finding": "tunekit.finding",
+    "Hardware": "tunekit.workload",
+    "MemoryEstimate": "tunekit.estimate",
+    "Method": "tunekit.contracts",
+    "ModelFacts": "tunekit.workload",
+    "Objective": "tunekit.contracts",
+    "Plan": "tunekit.plan",
+    "Task": "tunekit.task",
+    "TimeEstimate": "tunekit.estimate",
+    "TrainerMixin": "tunekit.mixin",
+    "TunekitError": "tunekit.errors",
+    "Workload": "tunekit.workload",
+    "advise": "tunekit.assemble",
+    "collator": "tunekit.assemble",
+    "estimate_memory": "tunekit.assemble",
+    "estimate_time": "tunekit.assemble",
+    "load": "tunekit.assemble",
+    "optimizer": "tunekit.assemble",
+    "prepare": "tunekit.assemble",
+    "trainer": "tunekit.assemble",
+    "unload": "tunekit.assemble",
+}
+
+__all__ = [*_WHERE, "__version__", "callbacks", "methods", "objectives"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _WHERE:
+        value = getattr(importlib.import_module(_WHERE[name]), name)
+    elif name in ("methods", "objectives", "callbacks"):
+        value = importlib.import_module(f"tunekit.{name}")
+    else:
+        raise AttributeError(f"module 'tunekit' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from tunekit import callbacks, methods, objectives
+    from tunekit.advice import Advice
+    from tunekit.assemble import (
+        advise,
+        collator,
+        estimate_memory,
+        estimate_time,
+        load,
+        optimizer,
+        prepare,
+        trainer,
+        unload,
+    )
+    from tunekit.contracts import Method, Objective
+    from tunekit.errors import TunekitError
+    from tunekit.estimate import MemoryEstimate, TimeEstimate
+    from tunekit.finding import Finding
+    from tunekit.mixin import TrainerMixin
+    from tunekit.plan import DataSpec, Plan
+    from tunekit.task import Task
+    from tunekit.workload import DataFacts, Hardware, ModelFacts, Workload

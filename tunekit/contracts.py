@@ -1,0 +1,197 @@
+"""Method and Objective: the abstract contracts. A subclass *is* its frozen configuration."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from tunekit.errors import UnsupportedError, raise_all
+from tunekit.fields import check_types, from_plain, hints, to_plain
+from tunekit.finding import Finding, error
+from tunekit.task import Task
+from tunekit.workload import ModelFacts, Workload
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import TrainerCallback
+
+Family = Literal["full", "partial", "lora", "rescaling", "prompts", "adapters", "other"]
+Reads = Literal["nothing", "weights", "data"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """How to train with a method: the values a plan starts from, and where they come from."""
+
+    learning_rate: float
+    num_train_epochs: float
+    effective_batch_size: int = 16
+    """Rows per optimizer step, over all devices and accumulation."""
+    lr_scheduler_type: str = "linear"
+    warmup: float = 0.06
+    """Share of the steps."""
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    sources: tuple[str, ...] = ()
+    """Where the values come from."""
+
+
+class Config(ABC):
+    """What methods and objectives share: typed fields checked at construction, a slug, plain values both ways."""
+
+    __slots__ = ()
+
+    slug: ClassVar[str]
+    """The name in plans and on the command line; the file is named so too, with underscores."""
+    title: ClassVar[str]
+    """The name in print."""
+    reference: ClassVar[str]
+    """Authors, title, year."""
+
+    def __post_init__(self) -> None:
+        faults = check_types(self, self.slug)
+        raise_all(faults or self.faults())
+
+    def faults(self) -> list[Finding]:
+        """What is wrong with the values by themselves; types are already right when this is asked."""
+        return []
+
+    def to_dict(self) -> dict[str, Any]:
+        """`kind` and every field as plain values."""
+        return {"kind": self.slug, **{name: to_plain(getattr(self, name)) for name in hints(type(self))}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Any:
+        """The configuration written by `to_dict`; an unknown key is an error that names the nearest."""
+        return from_plain(cls, {k: v for k, v in data.items() if k != "kind"}, cls.slug)
+
+
+class Method(Config):
+    """A fine-tuning method: which parameters learn, and what is put into the model so that they can.
+
+    A subclass is a frozen dataclass of the method's settings in one file of `tunekit/methods`. `apply` is the only
+    place that touches a model; the simulator calls it on weightless tensors, the trainer on real ones.
+    """
+
+    __slots__ = ()
+
+    family: ClassVar[Family]
+    """Which family it is compared within."""
+    merges: ClassVar[bool] = False
+    """Whether `merge` can fold what was learnt into the base weights."""
+    trains_base: ClassVar[bool] = False
+    """Whether it changes the base's own weights (then a quantised base cannot carry it)."""
+
+    # ------------------------------------------------------------------ before anything is loaded
+    @abstractmethod
+    def supports(
+        self,
+        model: ModelFacts,
+        task: Task,
+        objective: Objective | None = None,
+        quantization: str | None = None,
+        sharding: str | None = None,
+    ) -> Finding | None:
+        """Why this cannot work, with the nearest thing that does, or None. Loads nothing."""
+
+    @classmethod
+    def candidates(cls, workload: Workload) -> tuple[Method, ...]:
+        """The configurations worth comparing for this workload; one with all defaults unless a method knows better."""
+        return (cls(),)
+
+    @abstractmethod
+    def recipe(self, workload: Workload) -> Recipe:
+        """Learning rate, schedule and length, with sources."""
+
+    @property
+    def reads(self) -> Reads:
+        """Whether initialisation looks at the base's weights or at data; on weightless tensors values are skipped."""
+        return "nothing"
+
+    # ------------------------------------------------------------------ on a model
+    @abstractmethod
+    def apply(self, model: nn.Module, task: Task) -> nn.Module:
+        """Makes `model` learn by this method: inserts modules, sets `requires_grad`; returns the model to train.
+
+        Called by `tunekit.prepare`, which gives the model back as it was when this raises. The head of the task
+        always learns and is always saved.
+        """
+
+    def trainable_names(self, model: nn.Module) -> frozenset[str]:
+        """Names of the parameters that will ever train, as `model.named_parameters()` gives them."""
+        return frozenset(name for name, p in model.named_parameters() if p.requires_grad)
+
+    def base_values_changed(self, model: nn.Module, task: Task) -> frozenset[str]:
+        """Names of the base's tensors that applying or training overwrites; asked before `apply`.
+
+        `tunekit.prepare` keeps copies of these so that `tunekit.unload` can put them back.
+        """
+        return frozenset()
+
+    def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The optimizer's groups; every trainable parameter in exactly one. No decay on biases and norms."""
+        from tunekit.structure import decayed_names
+
+        decayed = decayed_names(model)
+        split: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                split[name in decayed].append(p)
+        groups = [(split[True], weight_decay), (split[False], 0.0)]
+        return [{"params": ps, "lr": learning_rate, "weight_decay": wd} for ps, wd in groups if ps]
+
+    @abstractmethod
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Writes what was learnt: PEFT's files where PEFT can express it, otherwise our own format."""
+
+    @abstractmethod
+    def load(self, model: nn.Module, folder: Path, task: Task) -> nn.Module:
+        """Attaches what `save` wrote to a fresh base of the same task; the result is ready for use, not frozen."""
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """Folds what was learnt into the base and returns the plain model.
+
+        Raises:
+            UnsupportedError: `method-no-merge` where the method cannot.
+        """
+        raise UnsupportedError(
+            error("method-no-merge", f"merge of `{self.slug}`", "what it learns is no change of the base's weights", "keep it attached")
+        )
+
+    def callbacks(self) -> tuple[TrainerCallback, ...]:
+        """Callbacks the method needs while it trains."""
+        return ()
+
+
+class Objective(Config):
+    """What is minimised: a pure `loss(model, inputs, num_items_in_batch)`, right under accumulation and over ranks."""
+
+    __slots__ = ()
+
+    plain_trainer: ClassVar[bool] = False
+    """Whether a Trainer without `TrainerMixin` computes it (a Trainer's own loss hook sees no inputs)."""
+
+    def supports(self, model: ModelFacts, task: Task) -> Finding | None:
+        """Why this cannot work, with the nearest thing that does, or None. Loads nothing."""
+        return None
+
+    @abstractmethod
+    def loss(
+        self, model: nn.Module, inputs: Mapping[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> tuple[torch.Tensor, Any]:
+        """The loss and the model's outputs.
+
+        Args:
+            model: The prepared model.
+            inputs: The collated batch, labels included.
+            num_items_in_batch: Supervised items of the whole optimizer step over accumulation and ranks; the loss is
+                the sum over this batch's items divided by it. None: the mean over this batch.
+        """
+
+    def collate(self, features: list[dict[str, Any]], collate: Any) -> dict[str, torch.Tensor]:
+        """A batch from rows; `collate` is the task's own collator."""
+        return collate(features)

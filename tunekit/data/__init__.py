@@ -1,0 +1,1 @@
+"""Rows: read, inspect, tokenise, template, collate."""

@@ -1,0 +1,1 @@
+"""Bundled real data and the demonstration of the main job."""

@@ -1,0 +1,72 @@
+"""MemoryEstimate and TimeEstimate: named parts with an interval and a reason each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tunekit.fields import to_plain
+
+Fidelity = Literal["traced", "coarse"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryEstimate:
+    """Peak memory of one device, predicted before the run. All sizes in bytes.
+
+    Example:
+        >>> m = MemoryEstimate(parts={"weights": 600, "activations": 400}, allocated_bytes=1000, reserved_bytes=1100,
+        ...                    device_bytes=1500, interval=(1400, 1700), moment="backward")
+        >>> sum(m.parts.values()) == m.allocated_bytes
+        True
+    """
+
+    parts: Mapping[str, int]
+    """Bytes alive at the moment of the peak, by part; they sum to `allocated_bytes`."""
+    allocated_bytes: int
+    """Peak of tensors alive."""
+    reserved_bytes: int
+    """Peak that PyTorch's allocator holds, rounding and fragmentation included."""
+    device_bytes: int
+    """What the device shows as used: reserved, plus the context; on the CPU the process's memory."""
+    interval: tuple[int, int]
+    """Low and high of `device_bytes`."""
+    moment: str
+    """When the peak occurs: forward, loss, backward, optimizer."""
+    fidelity: Fidelity = "traced"
+    """`traced`: from a trace of the step; `coarse`: from sizes, with wide bounds."""
+    reasons: tuple[str, ...] = ()
+    """What was assumed, and what the interval rests on."""
+    trainable_parameters: int = 0
+    total_parameters: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {name: to_plain(getattr(self, name)) for name in self.__slots__}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeEstimate:
+    """Duration of the run, predicted before it. All durations in seconds."""
+
+    step_seconds: float
+    """One optimizer step, accumulation included."""
+    num_steps: int
+    """Optimizer steps of the run."""
+    total_seconds: float
+    """The training steps; without start-up and evaluation."""
+    interval: tuple[float, float]
+    """Low and high of `total_seconds`."""
+    tokens_per_second: float
+    """Tokens without padding over all devices."""
+    step_flops: float = 0.0
+    """Floating-point operations of one optimizer step on one device."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of one step by part."""
+    fidelity: Fidelity = "traced"
+    reasons: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {name: to_plain(getattr(self, name)) for name in self.__slots__}

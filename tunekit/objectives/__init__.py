@@ -1,0 +1,20 @@
+"""The objectives, one a file; `tunekit.objectives.Supervised` loads the file that defines it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    from tunekit.discovery import everything
+
+    for cls in everything("objective").values():
+        if cls.__name__ == name:
+            return cls
+    raise AttributeError(f"module 'tunekit.objectives' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    from tunekit.discovery import everything
+
+    return sorted(cls.__name__ for cls in everything("objective").values())

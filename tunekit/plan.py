@@ -1,0 +1,342 @@
+"""Plan and DataSpec: complete, executable from disk, no live object; YAML and JSON both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tunekit.contracts import Method, Objective
+from tunekit.discovery import find
+from tunekit.errors import InvalidError, MissingError, OccupiedError, TunekitError, UnreadableError, raise_all
+from tunekit.fields import check_types, from_plain, hints, to_plain, unknown_keys
+from tunekit.finding import Finding, error
+from tunekit.task import ProblemType, Task
+
+SCHEMA = 1
+"""Raised when a plan file of an older version could be misread; older ones stay readable."""
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["nf4", "fp4", "int8"]
+Sharding = Literal["ddp", "zero1", "zero2", "zero3", "fsdp", "fsdp-hybrid"]
+
+HOST_NAMES: Mapping[str, str] = {
+    "bf16": "`mixed_precision: bf16`",
+    "fp16": "`mixed_precision: fp16`",
+    "load_in_4bit": "`quantization: nf4`",
+    "load_in_8bit": "`quantization: int8`",
+    "bnb_4bit_quant_type": "`quantization: nf4` or `fp4`",
+    "quantization_config": "`quantization: nf4`, `fp4` or `int8`",
+    "warmup_ratio": "`warmup:` with a share below 1",
+    "warmup_steps": "`warmup:` with a number of steps",
+    "gradient_checkpointing": "`activation_checkpointing:`",
+    "model_name_or_path": "`model:`",
+    "base_model": "`model:`",
+    "torch_dtype": "`dtype:`",
+    "batch_size": "`per_device_train_batch_size:`",
+    "per_gpu_train_batch_size": "`per_device_train_batch_size:`",
+    "train_batch_size": "`per_device_train_batch_size:`",
+    "eval_batch_size": "`per_device_eval_batch_size:`",
+    "epochs": "`num_train_epochs:`",
+    "lr": "`learning_rate:`",
+    "max_seq_length": "`max_length:`",
+    "max_seq_len": "`max_length:`",
+    "cutoff_len": "`max_length:`",
+    "deepspeed": "`sharding: zero1`, `zero2` or `zero3`",
+    "fsdp": "`sharding: fsdp` or `fsdp-hybrid`",
+    "use_liger_kernel": "`loss_kernel: liger`",
+    "peft_config": "`method: {kind: lora, ...}` or `{kind: peft, ...}`",
+    "lora_r": "`method: {kind: lora, r: ...}`",
+    "lora_alpha": "`method: {kind: lora, lora_alpha: ...}`",
+    "r": "`method: {kind: lora, r: ...}`",
+    "dataset": "`data: {path: ...}`",
+    "dataset_name": "`data: {path: ...}`",
+    "train_file": "`data: {path: ...}`",
+    "attn_impl": "`attn_implementation:`",
+    "gradient_clipping": "`max_grad_norm:`",
+    "lr_scheduler": "`lr_scheduler_type:`",
+    "optimizer": "`optim:`",
+}
+"""Names that users of the host libraries type by habit, and what a plan calls them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSpec:
+    """Where the rows are and what their columns mean."""
+
+    path: str
+    """A .jsonl, .json, .csv, .tsv or .parquet file, a folder with `train.*` and `validation.*`, or a hub id."""
+    name: str | None = None
+    """The hub dataset's configuration name."""
+    revision: str | None = None
+    """The hub dataset's revision."""
+    train_split: str = "train"
+    eval_split: str | None = None
+    """None: `validation`, `valid`, `dev`, `eval` or `test`, the first that exists."""
+    eval_path: str | None = None
+    """A file of its own for evaluation."""
+    eval_share: float = 0.0
+    """Share of the training rows held out (with the plan's seed) where there is no split for evaluation."""
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Our column name to the data's, where the columns do not speak for themselves."""
+    label_names: tuple[str, ...] = ()
+    """Names of the classes in the order of their ids."""
+    template: str | None = None
+    """For causal-lm: a `str.format` pattern over the columns that makes the prompt, such as `"{instruction}\\n{input}\\n"`."""
+    fingerprint: str | None = None
+    """Digest of the rows the plan was advised on; a run on other rows says so."""
+
+    def __post_init__(self) -> None:
+        faults = check_types(self, "data")
+        if not faults and not 0 <= self.eval_share < 1:
+            faults.append(error("data-eval-share", f"`eval_share` is {self.eval_share}", "a share is at least 0 and below 1", "set 0.1"))
+        raise_all(faults)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """One complete way to fine-tune: model, data, method and every knob, by stable names of its own.
+
+    Nothing in it is alive: what `save` writes is all that `tunekit train` needs. Change a knob with `replace`.
+
+    Raises:
+        InvalidError: every faulty field at once, on construction.
+
+    Example:
+        >>> from tunekit.methods.lora import Lora
+        >>> plan = Plan(model="gpt2", task="causal-lm", method=Lora(r=4))
+        >>> plan.replace(learning_rate=1e-4).learning_rate
+        0.0001
+        >>> Plan.from_dict(plan.to_dict()) == plan
+        True
+    """
+
+    model: str
+    """Hub id or local folder."""
+    task: str
+    """A task's name."""
+    method: Method
+    """The method's own configuration."""
+    revision: str | None = None
+    """The hub revision of the model."""
+    problem_type: ProblemType | None = None
+    """For sequence-classification; None: read from the labels."""
+    data: DataSpec | None = None
+    """None: the datasets are handed to `tunekit.trainer`."""
+    output_dir: str = "runs/tunekit"
+    objective: Objective | None = None
+    """None: supervised."""
+    max_length: int | None = None
+    """Truncation in tokens; None: the longest row, at most what the model's positions allow."""
+    packing: bool = False
+    """Join rows to full sequences; causal-lm only."""
+    dtype: Dtype = "float32"
+    """Dtype of the frozen base weights; with `mixed_precision` null also of the computation."""
+    mixed_precision: Literal["bf16", "fp16"] | None = None
+    quantization: Quantization | None = None
+    """bitsandbytes quantisation of the frozen base."""
+    per_device_train_batch_size: int = 8
+    per_device_eval_batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    activation_checkpointing: bool = False
+    attn_implementation: str | None = None
+    """transformers' attention kernel; None: its default."""
+    optim: str = "adamw_torch"
+    """A transformers `OptimizerNames` value."""
+    learning_rate: float = 2e-4
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    lr_scheduler_type: str = "linear"
+    """A transformers `SchedulerType` value."""
+    warmup: float = 0.06
+    """Below 1: a share of all steps; from 1: steps."""
+    num_train_epochs: float = 3.0
+    max_steps: int | None = None
+    """Optimizer steps; overrides `num_train_epochs`."""
+    seed: int = 42
+    loss_kernel: Literal["plain", "chunked", "liger"] = "plain"
+    num_processes: int = 1
+    """Processes over all machines, one a device."""
+    num_machines: int = 1
+    sharding: Sharding | None = None
+    """None for one process; `ddp` and above need several."""
+    offload: Literal["optimizer", "parameters"] | None = None
+    offload_to: str = "cpu"
+    """`cpu`, or a folder on a fast disk."""
+    callbacks: tuple[str, ...] = ()
+    """Slugs of tunekit callbacks."""
+
+    def __post_init__(self) -> None:
+        faults = check_types(self, "plan")
+        raise_all(faults or [*_range_faults(self), *_combination_faults(self)])
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Rows per optimizer step over accumulation and processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_processes
+
+    def replace(self, **changes: Any) -> Plan:
+        """A copy with other values; a name that is no field is an error naming the nearest."""
+        raise_all(unknown_keys(Plan, list(changes), "plan", HOST_NAMES))
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """`kind`, `schema` and every field as plain values."""
+        values = {name: to_plain(getattr(self, name)) for name in hints(Plan)}
+        return {"kind": "tunekit-plan", "schema": SCHEMA, **values}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Plan:
+        """The plan that `to_dict` wrote.
+
+        Raises:
+            InvalidError: every fault at once: unknown fields with the nearest name, a host's own field names with
+                ours, values of the wrong type or out of range.
+        """
+        if not isinstance(data, Mapping):
+            raise InvalidError(error("plan-shape", f"a plan that is {type(data).__name__}", "a plan is a mapping of fields", "see `tunekit init`"))
+        values = dict(data)
+        kind, schema = values.pop("kind", "tunekit-plan"), values.pop("schema", SCHEMA)
+        if kind != "tunekit-plan":
+            raise InvalidError(error("plan-kind", f"kind {kind!r}", "not a plan", "a plan file begins with `kind: tunekit-plan`"))
+        if not isinstance(schema, int) or schema > SCHEMA or schema < 1:
+            raise InvalidError(
+                error("plan-schema", f"schema {schema!r}", f"this tunekit reads schemas 1 to {SCHEMA}", "upgrade tunekit-hf")
+            )
+        faults: list[Finding] = unknown_keys(Plan, [str(k) for k in values], "plan", HOST_NAMES)
+        for name, build in (("method", _method), ("objective", _objective), ("data", _data)):
+            if values.get(name) is not None:
+                try:
+                    values[name] = build(values[name])
+                except TunekitError as e:
+                    faults += e.findings
+        raise_all(faults)
+        return from_plain(Plan, values, "plan", HOST_NAMES)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Writes the plan as YAML or, by a `.json` name, as JSON.
+
+        Raises:
+            OccupiedError: `plan-file-exists`, unless `overwrite` is set or the file already holds this plan.
+        """
+        path = Path(path)
+        text = self.to_json() if path.suffix == ".json" else self.to_yaml()
+        if path.exists() and not overwrite and path.read_text("utf-8") != text:
+            raise OccupiedError(error("plan-file-exists", f"{path} exists", "it holds something else", "choose another name, or pass `overwrite=True`"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(path.name + ".part")
+        aside.write_text(text, "utf-8")
+        aside.replace(path)
+        return path
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Reads a plan file, YAML or JSON; nothing in it is executed.
+
+        Raises:
+            MissingError: `plan-file-missing`.
+            UnreadableError: `plan-file-unreadable`.
+            InvalidError: what `from_dict` says.
+        """
+        import yaml
+
+        path = Path(path)
+        if not path.is_file():
+            raise MissingError(error("plan-file-missing", f"plan file {path}", "no such file", "write one with `tunekit advise ... --save plan.yaml`"))
+        try:
+            text = path.read_text("utf-8")
+            data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        except (UnicodeDecodeError, ValueError, yaml.YAMLError, RecursionError) as e:
+            reason = " ".join(str(e).split())[:200]
+            raise UnreadableError(error("plan-file-unreadable", f"plan file {path}", reason, "a plan file is UTF-8 YAML or JSON")) from None
+        return Plan.from_dict(data)
+
+    def to_yaml(self) -> str:
+        """The plan as YAML, every field in the order of the class."""
+        import yaml
+
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+
+    def to_json(self) -> str:
+        """The plan as JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _of_kind(value: Any, what: str, base: type) -> Any:
+    if isinstance(value, base):
+        return value
+    if isinstance(value, str):
+        value = {"kind": value}
+    if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
+        raise InvalidError(error(f"plan-{what}-kind", f"`{what}` is {value!r}", "it needs a `kind`", f"write `{what}: {{kind: ...}}`"))
+    return find(what, value["kind"]).from_dict(value)
+
+
+def _method(value: Any) -> Method:
+    return _of_kind(value, "method", Method)
+
+
+def _objective(value: Any) -> Objective:
+    return _of_kind(value, "objective", Objective)
+
+
+def _data(value: Any) -> DataSpec:
+    if isinstance(value, str):
+        return DataSpec(path=value)
+    if isinstance(value, DataSpec):
+        return value
+    if not isinstance(value, Mapping):
+        raise InvalidError(error("plan-data", f"`data` is {value!r}", "it must be a path or a mapping", "write `data: {path: ...}`"))
+    return from_plain(DataSpec, value, "data")
+
+
+def _range_faults(plan: Plan) -> list[Finding]:
+    """Every number that lies outside its range."""
+    at_least = {
+        "max_length": 1, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "max_steps": 1, "seed": 0,
+        "gradient_accumulation_steps": 1, "num_processes": 1, "num_machines": 1, "weight_decay": 0, "warmup": 0,
+        "max_grad_norm": 0,
+    }  # fmt: skip
+    faults = [
+        error(f"plan-{name.replace('_', '-')}", f"`{name}` is {getattr(plan, name)}", f"it must be at least {low}", f"set `{name}: {max(low, 1)}` or more")
+        for name, low in at_least.items()
+        if getattr(plan, name) is not None and not getattr(plan, name) >= low
+    ]
+    for name in ("learning_rate", "num_train_epochs"):
+        if not 0 < getattr(plan, name) < float("inf"):
+            faults.append(error(f"plan-{name.replace('_', '-')}", f"`{name}` is {getattr(plan, name)}", "it must be above 0 and finite", f"set `{name}` above 0"))
+    try:
+        Task.named(plan.task)
+    except InvalidError as e:
+        faults += e.findings
+    return faults
+
+
+def _combination_faults(plan: Plan) -> list[Finding]:
+    """Every pair of values that cannot go together, as far as that can be told without the model."""
+    faults = []
+    if plan.packing and plan.task != "causal-lm":
+        faults.append(error("plan-packing-task", f"`packing` with task {plan.task}", "only rows of a causal-lm can be joined", "set `packing: false`"))
+    if plan.problem_type is not None and plan.task != "sequence-classification":
+        faults.append(error("plan-problem-type-task", f"`problem_type` with task {plan.task}", "only sequence-classification has one", "remove `problem_type`"))
+    if plan.quantization is not None and plan.method.trains_base:
+        faults.append(
+            error(
+                "plan-quantized-base", f"`quantization: {plan.quantization}` with method {plan.method.slug}",
+                "quantised weights cannot be trained", "use `method: {kind: lora}`, or `quantization: null`",
+            )
+        )  # fmt: skip
+    if plan.num_processes > 1 and plan.sharding is None:
+        faults.append(error("plan-sharding-missing", f"`num_processes: {plan.num_processes}` without `sharding`", "several processes must share the work somehow", "set `sharding: ddp`"))
+    if plan.num_processes == 1 and plan.sharding is not None:
+        faults.append(error("plan-sharding-single", f"`sharding: {plan.sharding}` with one process", "there is nobody to share with", "set `sharding: null`, or `num_processes` above 1"))
+    if plan.num_processes % plan.num_machines:
+        faults.append(error("plan-machines", f"`num_processes: {plan.num_processes}` on {plan.num_machines} machines", "every machine runs the same number", "make it a multiple"))
+    if plan.offload is not None and not (plan.sharding or "").startswith("zero"):
+        faults.append(error("plan-offload-sharding", f"`offload: {plan.offload}` with `sharding: {plan.sharding}`", "offloading is DeepSpeed's", "set `sharding: zero2` or `zero3`"))
+    if plan.offload == "parameters" and plan.sharding in ("zero1", "zero2"):
+        faults.append(error("plan-offload-stage", f"`offload: parameters` with {plan.sharding}", "parameters are only sharded by ZeRO-3", "set `sharding: zero3`"))
+    return faults

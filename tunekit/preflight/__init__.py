@@ -1,0 +1,1 @@
+"""tunekit.check: one preflight check a file."""

@@ -1,0 +1,176 @@
+"""Workload: what is asked, frozen. ModelFacts + DataFacts + Task + Hardware + Goal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from tunekit.task import ProblemType, Task
+
+Side = Literal["encoder", "decoder", "seq2seq"]
+Goal = Literal["quality", "balanced", "speed", "memory", "storage", "retention", "latency"]
+GOALS: tuple[Goal, ...] = ("quality", "balanced", "speed", "memory", "storage", "retention", "latency")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFacts:
+    """What is known of a model from its configuration alone; no weights are read for it."""
+
+    name: str
+    """Hub id, folder, or the class name of a live model."""
+    revision: str | None = None
+    """The hub revision, where one was named."""
+    config_json: str = field(repr=False)
+    """The transformers configuration as canonical JSON: enough to build the model without weights."""
+    model_type: str
+    """transformers' `model_type`, such as `llama`."""
+    side: Side
+    """Which half of a transformer it is."""
+    num_parameters: int
+    """Exact, from a build on the meta device (without a task head); tied weights counted once."""
+    num_layers: int
+    """Blocks; of the encoder plus the decoder for seq2seq."""
+    hidden_size: int
+    vocab_size: int
+    context_length: int | None = None
+    """Longest input in tokens that the positions allow; None where nothing bounds it."""
+    num_experts: int = 0
+    """Experts in a mixture-of-experts block; 0 for dense models."""
+    dtype: str = "float32"
+    """The dtype that the checkpoint is stored in (`float32` where it does not say)."""
+    has_weights: bool = False
+    """Whether weights are at hand (a folder with weights, a live model, or a hub id)."""
+    has_bias: bool = True
+    """Whether any parameter outside the head is a bias."""
+    can_checkpoint: bool = True
+    """Whether transformers can checkpoint its activations."""
+    is_instruct: bool = False
+    """Whether it was tuned to follow instructions (has a chat template)."""
+    tasks: tuple[str, ...] = ()
+    """Names of the tasks that transformers has an auto class of this architecture for."""
+    head_names: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """For each task, the modules that are not in the pretrained weights and so must be trained."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """A fresh copy of the configuration as a dict."""
+        return json.loads(self.config_json)
+
+    def head_of(self, task: Task) -> tuple[str, ...]:
+        """The names of the modules that `task` adds on top of the pretrained weights."""
+        return dict(self.head_names).get(task.name, ())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataFacts:
+    """What is known of the training data, read from the rows or given by hand. Lengths are tokens with specials."""
+
+    num_examples: int
+    """Training rows."""
+    num_eval_examples: int = 0
+    """Rows kept for evaluation."""
+    lengths: tuple[int, ...] = field(default=(), repr=False)
+    """Token lengths of a sample of rows (at most 1,000), ascending; the input's, for seq2seq the source's."""
+    target_lengths: tuple[int, ...] = field(default=(), repr=False)
+    """For seq2seq the target's token lengths, otherwise empty."""
+    supervised_tokens: float | None = None
+    """Mean number of tokens a row that the loss sees; None where it is not a matter of tokens."""
+    num_labels: int | None = None
+    """Number of classes, tags or regression targets."""
+    label_names: tuple[str, ...] = ()
+    """Names of the classes in the order of their ids; empty where they have none."""
+    class_counts: tuple[int, ...] = ()
+    """Training rows per class."""
+    problem_type: ProblemType | None = None
+    """For sequence classification."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """(our column name, the data's column name) pairs."""
+    num_choices: int | None = None
+    """Choices a row, for multiple choice."""
+    num_duplicates: int = 0
+    """Training rows whose input occurs before in the same split."""
+    num_leaked: int = 0
+    """Evaluation rows whose input occurs in the training split."""
+    num_conflicts: int = 0
+    """Training rows with the same input and another label."""
+    num_unlabelled: int = 0
+    """Further rows without labels."""
+    adapters: tuple[str, ...] = ()
+    """Adapters trained for related tasks that are at hand."""
+    teacher: str | None = None
+    """A larger model of the same task that is at hand."""
+    fingerprint: str = ""
+    """A digest of the rows, where there were any to read."""
+
+    @property
+    def mean_tokens(self) -> float:
+        """Mean input length in tokens; 0 where no length is known."""
+        return sum(self.lengths) / len(self.lengths) if self.lengths else 0.0
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest known input in tokens."""
+        return self.lengths[-1] if self.lengths else 0
+
+    def quantile_tokens(self, share: float) -> int:
+        """The smallest length that `share` (0 to 1) of the known rows do not exceed."""
+        return self.lengths[max(0, -(-int(share * 1000) * len(self.lengths) // 1000) - 1)] if self.lengths else 0
+
+    @property
+    def examples_per_class(self) -> float | None:
+        """Training rows per class, where there are classes."""
+        return self.num_examples / self.num_labels if self.num_labels else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hardware:
+    """The devices a run may use.
+
+    Example:
+        >>> Hardware(device="cuda", name="24GB", num_devices=2, memory_bytes=24 * 2**30).total_devices
+        2
+    """
+
+    device: Literal["cpu", "cuda"]
+    name: str
+    """What to call it in print: a card's name or the user's own words."""
+    num_devices: int = 1
+    """Devices in one machine."""
+    num_machines: int = 1
+    memory_bytes: int
+    """Memory of one device that a process may use; for `cpu` the host's available memory."""
+    bf16: bool = True
+    """Whether bfloat16 arithmetic is native."""
+    host_memory_bytes: int | None = None
+    """Memory of one host; None where unknown."""
+    host_cores: int | None = None
+    disk_free_bytes: int | None = None
+    interconnect: Literal["none", "pcie", "nvlink"] = "none"
+    """How devices of one machine talk to each other."""
+
+    @property
+    def total_devices(self) -> int:
+        """Devices over all machines."""
+        return self.num_devices * self.num_machines
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """The whole question: this model, this data, this task, this hardware, this goal."""
+
+    model: ModelFacts
+    data: DataFacts
+    task: Task
+    hardware: Hardware
+    goal: Goal = "balanced"
+    data_source: str | None = None
+    """Path or hub id of the data, where it has one, so that a plan can name it."""
+    max_length: int | None = None
+    """Truncation length in tokens that the user demanded; None leaves it to the advice."""
+
+    def digest(self) -> str:
+        """Sixteen hex digits that change when any fact changes; the same in every process."""
+        text = json.dumps(asdict(self), sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

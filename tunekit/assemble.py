@@ -1,0 +1,252 @@
+"""The only door to the host: a Plan becomes a prepared model, an optimizer, TrainingArguments and a Trainer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunekit.attach import prepare
+from tunekit.data.collate import collator as task_collator
+from tunekit.data.columns import resolve
+from tunekit.data.encode import encode
+from tunekit.data.labels import label_names as read_label_names
+from tunekit.data.labels import problem_type as read_problem_type
+from tunekit.data.read import Rows, read
+from tunekit.discovery import find
+from tunekit.errors import InvalidError, OccupiedError, UnsupportedError, raise_all
+from tunekit.finding import Finding, error
+from tunekit.host import training_arguments
+from tunekit.plan import Plan
+from tunekit.pretrained import load_model, load_tokenizer
+from tunekit.task import Task
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Material:
+    """Rows and labels of a plan, ready for a Trainer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train: datasets.Dataset
+    eval: datasets.Dataset | None
+    label_names: tuple[str, ...]
+    num_labels: int | None
+    problem_type: str | None
+    findings: tuple[Finding, ...]
+
+
+def trainer(
+    plan: Plan,
+    *,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    model: nn.Module | None = None,
+    callbacks: Iterable[TrainerCallback] = (),
+    overwrite: bool = False,
+    **arguments: Any,
+) -> Trainer:
+    """A configured `transformers.Trainer` (or `Seq2SeqTrainer`) for a plan; call `.train()` on it.
+
+    Args:
+        plan: The plan. Its `data` is read where no dataset is given.
+        train_dataset: Rows with the task's columns: a Dataset, a list of dicts, a path, or rows already tokenised.
+        eval_dataset: The same for evaluation; with it each epoch is evaluated and the best one kept.
+        model: A model to take over instead of loading `plan.model`: of the task's auto class, or already prepared.
+        callbacks: Further callbacks, after those that the plan and its method name.
+        overwrite: Whether an output folder that holds something may be written into.
+        **arguments: `TrainingArguments` fields that the plan has no say in, such as `logging_steps`.
+
+    Raises:
+        TunekitError: everything that is wrong with the plan, the rows, the model or the output folder.
+
+    Example:
+        >>> import tunekit
+        >>> tunekit.trainer(tunekit.Plan(model="./nowhere", task="causal-lm", method=tunekit.methods.Full()))
+        Traceback (most recent call last):
+        ...
+        tunekit.errors.MissingError: [model-missing] model folder './nowhere': no such folder. ...
+    """
+    import torch
+
+    from tunekit.attach import prepared
+    from tunekit.metrics import metrics
+    from tunekit.mixin import TunekitSeq2SeqTrainer, TunekitTrainer
+
+    task = Task.named(plan.task)
+    check_world(plan)
+    check_output(plan, overwrite)
+    material = gather(plan, train_dataset, eval_dataset)
+    cpu = not torch.cuda.is_available()
+    args = training_arguments(plan.replace(problem_type=material.problem_type), evaluates=material.eval is not None, cpu=cpu, overrides=arguments)
+    if model is None:
+        model = load_model(
+            plan, num_labels=material.num_labels, label_names=material.label_names, problem_type=material.problem_type,
+            pad_token_id=material.tokenizer.pad_token_id,
+        )  # fmt: skip
+    if prepared(model) is None:
+        model = prepare(model, plan.method, task)
+    compute, preprocess = metrics(task, material.problem_type, material.label_names)
+    cls = TunekitSeq2SeqTrainer if task.name == "seq2seq" else TunekitTrainer
+    return cls(
+        model=model,
+        args=args,
+        objective=plan.objective,
+        train_dataset=material.train,
+        eval_dataset=material.eval,
+        processing_class=material.tokenizer,
+        data_collator=task_collator(task, material.tokenizer),
+        compute_metrics=compute if material.eval is not None else None,
+        preprocess_logits_for_metrics=preprocess if material.eval is not None else None,
+        callbacks=[*plan.method.callbacks(), *(find("callback", slug)() for slug in plan.callbacks), *callbacks],
+    )
+
+
+def gather(plan: Plan, train_dataset: Any = None, eval_dataset: Any = None) -> Material:
+    """Reads, labels and tokenises the rows of a plan.
+
+    Raises:
+        TunekitError: what is wrong with the rows, the columns, the labels or the tokenizer.
+    """
+    from tunekit.data.collate import ensure_pad_token
+
+    task = Task.named(plan.task)
+    rows = _rows(plan, train_dataset, eval_dataset)
+    tokenizer = ensure_pad_token(load_tokenizer(plan.model, plan.revision))
+    if "input_ids" in rows.train.column_names:
+        return Material(
+            tokenizer=tokenizer, train=rows.train, eval=rows.eval, label_names=(), num_labels=None, problem_type=plan.problem_type, findings=()
+        )  # fmt: skip
+    spec = plan.data
+    columns = resolve(rows.train, dict(spec.columns) if spec else None, task)
+    names = read_label_names(rows.train, task, columns, spec.label_names if spec else ())
+    problem = read_problem_type(rows.train, task, columns, plan.problem_type)
+    shared: dict[str, Any] = {
+        "columns": columns,
+        "max_length": plan.max_length or context_length(plan.model, plan.revision, tokenizer),
+        "label_names": names,
+        "problem_type": problem,
+        "template": spec.template if spec else None,
+    }
+    train = encode(rows.train, task, tokenizer, **shared)
+    evaluated = encode(rows.eval, task, tokenizer, **shared) if rows.eval is not None else None
+    labels = (len(names) or None) if problem != "regression" else 1
+    return Material(
+        tokenizer=tokenizer,
+        train=train.dataset,
+        eval=evaluated.dataset if evaluated else None,
+        label_names=names,
+        num_labels=labels,
+        problem_type=problem,
+        findings=(*train.findings, *(evaluated.findings if evaluated else ())),
+    )
+
+
+def _rows(plan: Plan, train_dataset: Any, eval_dataset: Any) -> Rows:
+    """The plan's rows from what was handed in or, failing that, from its `data`."""
+    if train_dataset is not None:
+        train = read(train_dataset)
+        held_out = read(eval_dataset).train if eval_dataset is not None else train.eval
+        return Rows(train=train.train, eval=held_out, source=train.source)
+    if plan.data is None:
+        raise InvalidError(error("plan-data-missing", "a plan without `data`", "there are no rows to train on", "add `data: {path: ...}` or pass `train_dataset=`"))
+    d = plan.data
+    return read(
+        d.path, name=d.name, revision=d.revision, train_split=d.train_split, eval_split=d.eval_split,
+        eval_path=d.eval_path, eval_share=d.eval_share, seed=plan.seed,
+    )  # fmt: skip
+
+
+def context_length(model: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The longest input in tokens that tokenizer and positions allow; None where nothing bounds it."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    limits = [n for n in (positions, tokenizer.model_max_length) if isinstance(n, int) and 0 < n < 10**9]
+    return min(limits, default=None)
+
+
+def check_world(plan: Plan) -> None:
+    """Refuses a run whose processes are not those of the plan.
+
+    Raises:
+        UnsupportedError: `world-size`, naming the command that starts the right number; `sharding-unsupported`.
+    """
+    live = int(os.environ.get("WORLD_SIZE", "1"))
+    if live != plan.num_processes:
+        raise UnsupportedError(
+            error(
+                "world-size", f"{live} running process{'es' if live > 1 else ''} with `num_processes: {plan.num_processes}`",
+                "every process must know how many share the work",
+                f"start `accelerate launch --num_processes {plan.num_processes} -m tunekit train plan.yaml`"
+                if plan.num_processes > 1
+                else f"set `num_processes: {live}` and `sharding: ddp`, or start one process",
+            )
+        )  # fmt: skip
+    if plan.sharding not in (None, "ddp"):
+        raise UnsupportedError(
+            error("sharding-unsupported", f"`sharding: {plan.sharding}`", "this version starts one process or DDP", "set `sharding: ddp`, or hand the prepared model to a Trainer with your own DeepSpeed or FSDP configuration")
+        )
+
+
+def check_output(plan: Plan, overwrite: bool = False) -> None:
+    """Refuses to write into a folder that holds something.
+
+    Raises:
+        OccupiedError: `output-occupied`.
+    """
+    folder = Path(plan.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise OccupiedError(error("output-occupied", f"output folder {plan.output_dir!r}", "a file of that name exists", "set `output_dir` to another folder"))
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise OccupiedError(error("output-occupied", f"output folder {plan.output_dir!r}", "it is not empty", "set `output_dir` to a new folder, or allow overwriting (`--overwrite`, `overwrite=True`)"))
+
+
+def optimizer(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
+    """The plan's optimizer over the method's parameter groups, for a Trainer of your own.
+
+    Args:
+        plan: Names the optimizer, the learning rate and the decay.
+        model: What `tunekit.prepare` returned.
+
+    Example:
+        >>> import torch, tunekit
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
+        >>> lora = tunekit.methods.Lora(r=2)
+        >>> model = tunekit.prepare(BertForSequenceClassification(config), lora, "sequence-classification")
+        >>> plan = tunekit.Plan(model="mine", task="sequence-classification", method=lora, learning_rate=1e-3)
+        >>> type(tunekit.optimizer(plan, model)).__name__   # Trainer(..., optimizers=(tunekit.optimizer(plan, model), None))
+        'AdamW'
+    """
+    import torch
+    from transformers import Trainer
+
+    args = training_arguments(plan, evaluates=False, cpu=not torch.cuda.is_available())
+    cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    raise_all(
+        [
+            error("optim-owns-parameters", f"`optim: {plan.optim}`", "it chooses its parameters itself", "use `tunekit.trainer`, or an optimizer such as adamw_torch")
+            for _ in {"params", "model", "optimizer_dict"} & set(kwargs)
+        ][:1]
+    )  # fmt: skip
+    return cls(plan.method.parameter_groups(model, plan.learning_rate, plan.weight_decay), **kwargs)
+
+
+def collator(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The collator of a plan's task, for a Trainer of your own: pads dynamically, labels with -100.
+
+    Example:
+        >>> import tunekit
+        >>> plan = tunekit.Plan(model="gpt2", task="causal-lm", method=tunekit.methods.Full())
+        >>> collate = tunekit.collator(plan, tokenizer)                # doctest: +SKIP
+    """
+    return task_collator(Task.named(plan.task), tokenizer)

@@ -1,0 +1,78 @@
+"""TrainerMixin: what a callback cannot do. Composes with Trainer, Seq2SeqTrainer and TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Seq2SeqTrainer, Trainer
+
+from tunekit.attach import prepared
+from tunekit.contracts import Objective
+from tunekit.objectives.supervised import Supervised
+
+
+class TrainerMixin:
+    """The objective's loss and the method's optimizer groups inside any Trainer.
+
+    Put it before the trainer class. On a model that `tunekit.prepare` returned, the optimizer gets the method's groups
+    (LoRA+ and discriminative learning rates live there); on any other model nothing changes but the loss.
+
+    Args:
+        objective: What is minimised; `Supervised` when None.
+
+    Example:
+        >>> from transformers import Trainer
+        >>> class MyTrainer(TrainerMixin, Trainer):
+        ...     pass
+    """
+
+    def __init__(self, *args: Any, objective: Objective | None = None, **kwargs: Any) -> None:
+        self.objective = objective or Supervised()
+        super().__init__(*args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The objective's loss, exact under accumulation and over ranks."""
+        plain = isinstance(self.objective, Supervised)
+        if plain and not self._own_loss_is_ours():
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        loss, outputs = self.objective.loss(model, inputs, num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:  # type: ignore[attr-defined]
+            loss = loss * self.accelerator.num_processes  # type: ignore[attr-defined]
+        return (loss, outputs) if return_outputs else loss
+
+    def _own_loss_is_ours(self) -> bool:
+        """Whether the host would compute nothing but the model's own loss, so that ours stands in for it.
+
+        A smoother, a loss function of the user's, a trainer with a loss of its own (TRL) and DataParallel keep theirs.
+        """
+        host = next(c for c in type(self).__mro__ if "compute_loss" in vars(c) and c is not TrainerMixin)
+        smoothed = getattr(self, "label_smoother", None) is not None
+        return host is Trainer and not smoothed and self.compute_loss_func is None and self.args.n_gpu <= 1  # type: ignore[attr-defined]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The host's optimizer over the method's parameter groups."""
+        target = self.model if model is None else model  # type: ignore[attr-defined]
+        attached = prepared(self.model)  # type: ignore[attr-defined]
+        if self.optimizer is None and attached is not None:  # type: ignore[has-type]
+            cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, target)  # type: ignore[attr-defined]
+            if not {"params", "model", "optimizer_dict"} & set(kwargs):
+                args = self.args  # type: ignore[attr-defined]
+                groups = attached.method.parameter_groups(target, args.learning_rate, args.weight_decay)
+                self.optimizer = cls(groups, **kwargs)
+        return super().create_optimizer(model)  # type: ignore[misc]
+
+
+class TunekitTrainer(TrainerMixin, Trainer):
+    """What `tunekit.trainer` returns for every task but seq2seq."""
+
+
+class TunekitSeq2SeqTrainer(TrainerMixin, Seq2SeqTrainer):
+    """What `tunekit.trainer` returns for seq2seq."""

@@ -1,0 +1,59 @@
+"""Supervised: the task's own loss on its labels, as the model computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tunekit.contracts import Objective
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Supervised(Objective):
+    """The model's own loss on the labels: cross-entropy, or mean squared error for regression.
+
+    Example:
+        >>> Supervised().to_dict()
+        {'kind': 'supervised'}
+    """
+
+    slug: ClassVar[str] = "supervised"
+    title: ClassVar[str] = "Supervised"
+    reference: ClassVar[str] = "the loss that transformers' task heads compute"
+    plain_trainer: ClassVar[bool] = True
+
+    def loss(
+        self, model: nn.Module, inputs: Mapping[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> tuple[torch.Tensor, Any]:
+        """The loss and the model's outputs, see `Objective.loss`.
+
+        The model is asked for its mean, which is then weighed by this batch's share of the items. `num_items_in_batch`
+        is not handed to the model: its forward takes it silently, and of the heads only causal language models honour
+        it; the others (BERT's heads, T5, BART) return the mean, so that under accumulation over N batches a plain
+        Trainer trains on N times the loss (seen with transformers 5.17 to 5.23).
+        """
+        outputs = model(**inputs)
+        loss = outputs["loss"]
+        if num_items_in_batch is not None and "labels" in inputs:
+            loss = loss * (num_supervised(model, inputs["labels"]) / num_items_in_batch)
+        return loss, outputs
+
+
+def num_supervised(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
+    """How many labels the model's mean is taken over, counted as the Trainer counts them for the whole step.
+
+    A decoder's loss shifts the labels by one, so the first position of a row is no target.
+    """
+    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+    inner = model
+    while hasattr(inner, "module") or hasattr(inner, "get_base_model"):
+        inner = inner.module if hasattr(inner, "module") else inner.get_base_model()
+    decoder = not getattr(getattr(inner, "config", None), "is_encoder_decoder", False)
+    shifted = decoder and LOSS_MAPPING.get(getattr(inner, "loss_type", None)) is ForCausalLMLoss
+    return (labels[..., 1:] if shifted else labels).ne(-100).sum()

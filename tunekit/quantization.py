@@ -1,0 +1,45 @@
+"""bitsandbytes quantisation of a frozen base, as the configuration that transformers loads with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tunekit.errors import MissingPackageError
+from tunekit.finding import error
+from tunekit.plan import Plan
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
+
+def quantization_config(plan: Plan) -> BitsAndBytesConfig | None:
+    """How transformers should quantise the base while loading it, or None where the plan does not.
+
+    Four bits store blocks of 64 weights with double quantisation of their constants, and compute in the plan's mixed
+    precision or dtype (Dettmers et al., QLoRA: Efficient Finetuning of Quantized LLMs, 2023). The head stays whole.
+
+    Raises:
+        MissingPackageError: `package-missing`, where bitsandbytes is not installed.
+    """
+    if plan.quantization is None:
+        return None
+    import importlib.util
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingPackageError(
+            error(
+                "package-missing", f"`quantization: {plan.quantization}`", "it needs bitsandbytes", "pip install 'tunekit-hf[quantization]'"
+            )
+        )  # fmt: skip
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if plan.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = {"bf16": "bfloat16", "fp16": "float16"}.get(plan.mixed_precision or "", plan.dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=plan.quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, compute),
+    )

@@ -33,11 +33,12 @@ _WHERE = {
     "collator": "tunekit.assemble",
     "estimate_memory": "tunekit.assemble",
     "estimate_time": "tunekit.assemble",
-    "load": "tunekit.assemble",
+    "load": "tunekit.attach",
     "optimizer": "tunekit.assemble",
-    "prepare": "tunekit.assemble",
+    "prepare": "tunekit.attach",
+    "run": "tunekit.assemble",
     "trainer": "tunekit.assemble",
-    "unload": "tunekit.assemble",
+    "unload": "tunekit.attach",
 }
 
 __all__ = [*_WHERE, "__version__", "callbacks", "methods", "objectives"]
@@ -69,12 +70,11 @@ if TYPE_CHECKING:
         collator,
         estimate_memory,
         estimate_time,
-        load,
         optimizer,
-        prepare,
+        run,
         trainer,
-        unload,
     )
+    from tunekit.attach import load, prepare, unload
     from tunekit.contracts import Method, Objective
     from tunekit.errors import TunekitError
     from tunekit.estimate import MemoryEstimate, TimeEstimate

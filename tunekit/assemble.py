@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tunekit.attach import prepare
 from tunekit.data.collate import collator as task_collator
@@ -22,12 +22,19 @@ from tunekit.host import training_arguments
 from tunekit.plan import Plan
 from tunekit.pretrained import load_model, load_tokenizer
 from tunekit.task import Task
+from tunekit.workload import Goal
 
 if TYPE_CHECKING:
     import datasets
     import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+    from tunekit.advice import Advice
+    from tunekit.estimate import MemoryEstimate, TimeEstimate
+    from tunekit.workload import DataFacts
+
+Loop = Literal["trainer", "peft-benchmark"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +92,12 @@ def trainer(
     check_output(plan, overwrite)
     material = gather(plan, train_dataset, eval_dataset)
     cpu = not torch.cuda.is_available()
-    args = training_arguments(plan.replace(problem_type=material.problem_type), evaluates=material.eval is not None, cpu=cpu, overrides=arguments)
+    args = training_arguments(
+        plan.replace(problem_type=material.problem_type),
+        evaluates=material.eval is not None,
+        cpu=cpu,
+        overrides=arguments,
+    )
     if model is None:
         model = load_model(
             plan, num_labels=material.num_labels, label_names=material.label_names, problem_type=material.problem_type,
@@ -156,7 +168,14 @@ def _rows(plan: Plan, train_dataset: Any, eval_dataset: Any) -> Rows:
         held_out = read(eval_dataset).train if eval_dataset is not None else train.eval
         return Rows(train=train.train, eval=held_out, source=train.source)
     if plan.data is None:
-        raise InvalidError(error("plan-data-missing", "a plan without `data`", "there are no rows to train on", "add `data: {path: ...}` or pass `train_dataset=`"))
+        raise InvalidError(
+            error(
+                "plan-data-missing",
+                "a plan without `data`",
+                "there are no rows to train on",
+                "add `data: {path: ...}` or pass `train_dataset=`",
+            )
+        )
     d = plan.data
     return read(
         d.path, name=d.name, revision=d.revision, train_split=d.train_split, eval_split=d.eval_split,
@@ -193,7 +212,12 @@ def check_world(plan: Plan) -> None:
         )  # fmt: skip
     if plan.sharding not in (None, "ddp"):
         raise UnsupportedError(
-            error("sharding-unsupported", f"`sharding: {plan.sharding}`", "this version starts one process or DDP", "set `sharding: ddp`, or hand the prepared model to a Trainer with your own DeepSpeed or FSDP configuration")
+            error(
+                "sharding-unsupported",
+                f"`sharding: {plan.sharding}`",
+                "this version starts one process or DDP",
+                "set `sharding: ddp`, or hand the prepared model to a Trainer with your own DeepSpeed or FSDP configuration",
+            )
         )
 
 
@@ -205,9 +229,23 @@ def check_output(plan: Plan, overwrite: bool = False) -> None:
     """
     folder = Path(plan.output_dir)
     if folder.exists() and not folder.is_dir():
-        raise OccupiedError(error("output-occupied", f"output folder {plan.output_dir!r}", "a file of that name exists", "set `output_dir` to another folder"))
+        raise OccupiedError(
+            error(
+                "output-occupied",
+                f"output folder {plan.output_dir!r}",
+                "a file of that name exists",
+                "set `output_dir` to another folder",
+            )
+        )
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise OccupiedError(error("output-occupied", f"output folder {plan.output_dir!r}", "it is not empty", "set `output_dir` to a new folder, or allow overwriting (`--overwrite`, `overwrite=True`)"))
+        raise OccupiedError(
+            error(
+                "output-occupied",
+                f"output folder {plan.output_dir!r}",
+                "it is not empty",
+                "set `output_dir` to a new folder, or allow overwriting (`--overwrite`, `overwrite=True`)",
+            )
+        )
 
 
 def optimizer(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
@@ -250,3 +288,159 @@ def collator(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Any:
         >>> collate = tunekit.collator(plan, tokenizer)                # doctest: +SKIP
     """
     return task_collator(Task.named(plan.task), tokenizer)
+
+
+def run(
+    plan: Plan,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    callbacks: Iterable[TrainerCallback] = (),
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Trains a plan from disk to disk and returns the run's record: predicted and measured, side by side.
+
+    The output folder gets what was learnt, the tokenizer, `plan.yaml` and `record.json`.
+
+    Args:
+        plan: A plan with `data`.
+        overwrite: Whether an output folder that holds something may be written into.
+        resume: Whether to go on from the newest checkpoint in the output folder.
+        callbacks: Further callbacks.
+        **arguments: `TrainingArguments` fields that the plan has no say in.
+
+    Raises:
+        TunekitError: everything that is wrong, before anything is written.
+    """
+    from tunekit.callbacks.run_record import RunRecord
+
+    made = trainer(plan, callbacks=callbacks, overwrite=overwrite or resume, **arguments)
+    memory, duration = _predicted(plan)
+    record = RunRecord(plan.output_dir, plan=plan, memory=memory, duration=duration)
+    made.add_callback(record)
+    made.train(resume_from_checkpoint=resume or None)
+    if made.eval_dataset is not None:
+        made.evaluate()
+    made.save_model(plan.output_dir)
+    if made.is_world_process_zero():
+        plan.save(Path(plan.output_dir) / "plan.yaml", overwrite=True)
+    return record.to_dict()
+
+
+def _predicted(plan: Plan) -> tuple[Any, Any]:
+    """What the advisor expects of the plan on this machine; nothing where the model cannot be simulated."""
+    from tunekit.advisor.observe.hardware import hardware
+    from tunekit.errors import TunekitError
+
+    try:
+        here = hardware("auto")
+        return estimate_memory(plan, here), estimate_time(plan, here)
+    except TunekitError:
+        return None, None
+
+
+def advise(
+    model: Any,
+    dataset: Any = None,
+    task: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    hardware: Any = "auto",
+    goal: Goal = "balanced",
+    methods: Sequence[str] | None = None,
+    *,
+    num_examples: int | None = None,
+    num_labels: int | None = None,
+    mean_tokens: float | None = None,
+    max_length: int | None = None,
+    label_names: Sequence[str] | None = None,
+    teacher: str | None = None,
+    adapters: Sequence[str] | None = None,
+    unlabelled: int | None = None,
+) -> Advice:
+    """Which method, will it fit, how long will it take: every method compared for this question, best first.
+
+    Nothing is downloaded unless a hub id is named, no weights are read, no GPU is touched.
+
+    Args:
+        model: Hub id, local folder (a config.json is enough), `PretrainedConfig` or `PreTrainedModel`.
+        dataset: `datasets.Dataset(Dict)`, list of dicts, path to .jsonl/.csv/.parquet, or hub id.
+        task: A task's name; `auto` reads it off the columns and the architecture.
+        columns: Our column names to the data's, where the columns do not speak for themselves.
+        hardware: `auto`, `cpu`, `"H100"`, `"4x24GB"`, `"2x8xH200"`, or a `tunekit.Hardware`.
+        goal: What matters most.
+        methods: Slugs to restrict the candidates to.
+        num_examples: Training rows, where there is no dataset.
+        num_labels: Classes, likewise.
+        mean_tokens: Mean input length in tokens, likewise.
+        max_length: Truncation length in tokens.
+        label_names: Names of the classes.
+        teacher: A larger model of the same task that is at hand.
+        adapters: Adapters trained for related tasks that are at hand.
+        unlabelled: Further rows without labels.
+
+    Raises:
+        TunekitError: everything that is wrong with the question.
+
+    Example:
+        >>> from transformers import BertConfig
+        >>> import tunekit
+        >>> config = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, vocab_size=500)
+        >>> advice = tunekit.advise(config, task="sequence-classification", num_examples=1000, num_labels=2, mean_tokens=20,
+        ...                         hardware="24GB", methods=["full", "lora"])
+        >>> sorted(entry.plan.method.slug for entry in advice.ranked)
+        ['full', 'lora']
+    """
+    import dataclasses
+
+    from tunekit.advisor.ask import advise as ask
+
+    answer = ask(
+        model, dataset, task, columns, hardware, goal, methods, num_examples=num_examples, num_labels=num_labels,
+        mean_tokens=mean_tokens, max_length=max_length, label_names=label_names, teacher=teacher, adapters=adapters,
+        unlabelled=unlabelled,
+    )  # fmt: skip
+    return dataclasses.replace(answer, make_trainer=trainer)
+
+
+def estimate_memory(plan: Plan, hardware: Any, data: Any = None, loop: Loop = "trainer") -> MemoryEstimate:
+    """Peak memory of one device under a plan, from one training step traced on weightless tensors.
+
+    Args:
+        plan: The plan; its model's config.json is read, no weights.
+        hardware: A `tunekit.Hardware` or its description, such as `"24GB"`.
+        data: `DataFacts`, or row lengths in tokens; None: every row is `max_length` long.
+        loop: `trainer`, or `peft-benchmark` for PEFT's published runs.
+
+    Example:
+        >>> import tunekit
+        >>> plan = tunekit.Plan(model="./llama", task="causal-lm", method=tunekit.methods.Lora(), max_length=512)
+        >>> tunekit.estimate_memory(plan, "24GB").device_bytes                # doctest: +SKIP
+    """
+    from tunekit.advisor.observe.hardware import hardware as read_hardware
+    from tunekit.advisor.simulate import estimate_memory as simulate
+
+    return simulate(plan, read_hardware(hardware), _facts(plan, data), loop)
+
+
+def estimate_time(plan: Plan, hardware: Any, data: Any = None) -> TimeEstimate:
+    """Duration of a plan's run, from the same trace priced on the device's roofline. Arguments as `estimate_memory`.
+
+    Example:
+        >>> import tunekit
+        >>> plan = tunekit.Plan(model="./llama", task="causal-lm", method=tunekit.methods.Lora(), max_length=512)
+        >>> tunekit.estimate_time(plan, "H100").total_seconds                 # doctest: +SKIP
+    """
+    from tunekit.advisor.observe.hardware import hardware as read_hardware
+    from tunekit.advisor.simulate import estimate_time as simulate
+
+    return simulate(plan, read_hardware(hardware), _facts(plan, data))
+
+
+def _facts(plan: Plan, data: Any) -> DataFacts | None:
+    """DataFacts as they are, or from row lengths in tokens."""
+    from tunekit.workload import DataFacts
+
+    if data is None or isinstance(data, DataFacts):
+        return data
+    lengths = tuple(sorted(int(n) for n in data))
+    return DataFacts(num_examples=len(lengths), lengths=lengths)

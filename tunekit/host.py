@@ -78,7 +78,9 @@ def host_values(plan: Plan, known: frozenset[str]) -> dict[str, Any]:
     return values
 
 
-def training_arguments(plan: Plan, *, evaluates: bool, cpu: bool, overrides: dict[str, Any] | None = None) -> TrainingArguments:
+def training_arguments(
+    plan: Plan, *, evaluates: bool, cpu: bool, overrides: dict[str, Any] | None = None
+) -> TrainingArguments:
     """The `TrainingArguments` (or `Seq2SeqTrainingArguments`) of a plan.
 
     Args:
@@ -140,7 +142,12 @@ def _check_overrides(overrides: dict[str, Any], known: frozenset[str]) -> None:
         if k in owned
     ]
     faults += [
-        error("host-field-unknown", f"keyword `{k}`", "the installed TrainingArguments has no such field", nearest(k, sorted(known)))
+        error(
+            "host-field-unknown",
+            f"keyword `{k}`",
+            "the installed TrainingArguments has no such field",
+            nearest(k, sorted(known)),
+        )
         for k in overrides
         if k not in known and k not in owned
     ]

@@ -29,12 +29,22 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
         return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise MissingError(
-            error("tokenizer-missing", f"model {model!r}", _short(e), "save the tokenizer beside the model, or name a folder that has one")
+            error(
+                "tokenizer-missing",
+                f"model {model!r}",
+                _short(e),
+                "save the tokenizer beside the model, or name a folder that has one",
+            )
         ) from None
 
 
 def load_model(
-    plan: Plan, *, num_labels: int | None = None, label_names: tuple[str, ...] = (), problem_type: str | None = None, pad_token_id: int | None = None
+    plan: Plan,
+    *,
+    num_labels: int | None = None,
+    label_names: tuple[str, ...] = (),
+    problem_type: str | None = None,
+    pad_token_id: int | None = None,
 ) -> PreTrainedModel:
     """The plan's base with pretrained weights and the task's head; a new head is drawn with the plan's seed.
 
@@ -94,7 +104,14 @@ def check_folder(model: str) -> None:
     """
     looks_local = model.startswith((".", "/", "~", "\\")) or model.count("/") > 1
     if looks_local and not Path(model).expanduser().is_dir():
-        raise MissingError(error("model-missing", f"model folder {model!r}", "no such folder", "check the path, or give a hub id such as `owner/name`"))
+        raise MissingError(
+            error(
+                "model-missing",
+                f"model folder {model!r}",
+                "no such folder",
+                "check the path, or give a hub id such as `owner/name`",
+            )
+        )
 
 
 def _check_loading(plan: Plan, task: Task, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
@@ -104,7 +121,9 @@ def _check_loading(plan: Plan, task: Task, model: PreTrainedModel, info: Mapping
     heads = head_modules(model, task)
     strange = [
         name
-        for name in (k if isinstance(k, str) else k[0] for k in (*info.get("missing_keys", ()), *info.get("mismatched_keys", ())))
+        for name in (
+            k if isinstance(k, str) else k[0] for k in (*info.get("missing_keys", ()), *info.get("mismatched_keys", ()))
+        )
         if not any(name == h or name.startswith(f"{h}.") for h in heads) and not name.startswith("lm_head")
     ]
     if strange:
@@ -121,13 +140,39 @@ def _explain(plan: Plan, task: Task, e: Exception) -> TunekitError:
     text = _short(e)
     if isinstance(e, ValueError) and "Unrecognized configuration class" in str(e):
         return UnsupportedError(
-            error("task-architecture", f"task {task} with model {plan.model!r}", f"transformers has no {task.auto_class} for it", "choose another task or model; `tunekit advise` lists the model's tasks")
+            error(
+                "task-architecture",
+                f"task {task} with model {plan.model!r}",
+                f"transformers has no {task.auto_class} for it",
+                "choose another task or model; `tunekit advise` lists the model's tasks",
+            )
         )
     if Path(plan.model).is_dir():
-        return UnreadableError(error("model-unreadable", f"model folder {plan.model!r}", text, "the folder needs config.json and model.safetensors, both whole"))
+        return UnreadableError(
+            error(
+                "model-unreadable",
+                f"model folder {plan.model!r}",
+                text,
+                "the folder needs config.json and model.safetensors, both whole",
+            )
+        )
     if isinstance(e, OSError):
-        return MissingError(error("model-unreachable", f"model {plan.model!r}", text, "give a local folder, or check the id and the network"))
-    return UnreadableError(error("model-unreadable", f"model {plan.model!r}", text, "check that this transformers version knows the architecture"))
+        return MissingError(
+            error(
+                "model-unreachable",
+                f"model {plan.model!r}",
+                text,
+                "give a local folder, or check the id and the network",
+            )
+        )
+    return UnreadableError(
+        error(
+            "model-unreadable",
+            f"model {plan.model!r}",
+            text,
+            "check that this transformers version knows the architecture",
+        )
+    )
 
 
 def _short(e: Exception) -> str:

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunekit.attach import prepare
 from tunekit.data.collate import collator as task_collator
-from tunekit.data.columns import resolve
-from tunekit.data.encode import encode
-from tunekit.data.labels import label_names as read_label_names
-from tunekit.data.labels import problem_type as read_problem_type
-from tunekit.data.read import Rows, read
 from tunekit.discovery import find
-from tunekit.errors import InvalidError, OccupiedError, UnsupportedError, raise_all
-from tunekit.finding import Finding, error
+from tunekit.errors import OccupiedError, UnsupportedError, raise_all
+from tunekit.finding import error
 from tunekit.host import training_arguments
+from tunekit.material import gather
 from tunekit.plan import Plan
-from tunekit.pretrained import load_model, load_tokenizer
+from tunekit.pretrained import load_model
 from tunekit.task import Task
 from tunekit.workload import Goal
 
 if TYPE_CHECKING:
-    import datasets
     import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -35,19 +29,6 @@ if TYPE_CHECKING:
     from tunekit.workload import DataFacts
 
 Loop = Literal["trainer", "peft-benchmark"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Material:
-    """Rows and labels of a plan, ready for a Trainer."""
-
-    tokenizer: PreTrainedTokenizerBase
-    train: datasets.Dataset
-    eval: datasets.Dataset | None
-    label_names: tuple[str, ...]
-    num_labels: int | None
-    problem_type: str | None
-    findings: tuple[Finding, ...]
 
 
 def trainer(
@@ -119,78 +100,6 @@ def trainer(
         preprocess_logits_for_metrics=preprocess if material.eval is not None else None,
         callbacks=[*plan.method.callbacks(), *(find("callback", slug)() for slug in plan.callbacks), *callbacks],
     )
-
-
-def gather(plan: Plan, train_dataset: Any = None, eval_dataset: Any = None) -> Material:
-    """Reads, labels and tokenises the rows of a plan.
-
-    Raises:
-        TunekitError: what is wrong with the rows, the columns, the labels or the tokenizer.
-    """
-    from tunekit.data.collate import ensure_pad_token
-
-    task = Task.named(plan.task)
-    rows = _rows(plan, train_dataset, eval_dataset)
-    tokenizer = ensure_pad_token(load_tokenizer(plan.model, plan.revision))
-    if "input_ids" in rows.train.column_names:
-        return Material(
-            tokenizer=tokenizer, train=rows.train, eval=rows.eval, label_names=(), num_labels=None, problem_type=plan.problem_type, findings=()
-        )  # fmt: skip
-    spec = plan.data
-    columns = resolve(rows.train, dict(spec.columns) if spec else None, task)
-    names = read_label_names(rows.train, task, columns, spec.label_names if spec else ())
-    problem = read_problem_type(rows.train, task, columns, plan.problem_type)
-    shared: dict[str, Any] = {
-        "columns": columns,
-        "max_length": plan.max_length or context_length(plan.model, plan.revision, tokenizer),
-        "label_names": names,
-        "problem_type": problem,
-        "template": spec.template if spec else None,
-    }
-    train = encode(rows.train, task, tokenizer, **shared)
-    evaluated = encode(rows.eval, task, tokenizer, **shared) if rows.eval is not None else None
-    labels = (len(names) or None) if problem != "regression" else 1
-    return Material(
-        tokenizer=tokenizer,
-        train=train.dataset,
-        eval=evaluated.dataset if evaluated else None,
-        label_names=names,
-        num_labels=labels,
-        problem_type=problem,
-        findings=(*train.findings, *(evaluated.findings if evaluated else ())),
-    )
-
-
-def _rows(plan: Plan, train_dataset: Any, eval_dataset: Any) -> Rows:
-    """The plan's rows from what was handed in or, failing that, from its `data`."""
-    if train_dataset is not None:
-        train = read(train_dataset)
-        held_out = read(eval_dataset).train if eval_dataset is not None else train.eval
-        return Rows(train=train.train, eval=held_out, source=train.source)
-    if plan.data is None:
-        raise InvalidError(
-            error(
-                "plan-data-missing",
-                "a plan without `data`",
-                "there are no rows to train on",
-                "add `data: {path: ...}` or pass `train_dataset=`",
-            )
-        )
-    d = plan.data
-    return read(
-        d.path, name=d.name, revision=d.revision, train_split=d.train_split, eval_split=d.eval_split,
-        eval_path=d.eval_path, eval_share=d.eval_share, seed=plan.seed,
-    )  # fmt: skip
-
-
-def context_length(model: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The longest input in tokens that tokenizer and positions allow; None where nothing bounds it."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    limits = [n for n in (positions, tokenizer.model_max_length) if isinstance(n, int) and 0 < n < 10**9]
-    return min(limits, default=None)
 
 
 def check_world(plan: Plan) -> None:

@@ -1,0 +1,86 @@
+"""Tiny real models on disk, built from configurations, each with a tokenizer that knows a few hundred words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+WORDS = (
+    "good bad fine poor great awful number the a is was what who where sun moon red blue of in and to : ? . "
+    "alice bob paris rome went saw says answer question up down left right"
+).split()
+
+
+def make_tokenizer(folder: Path, chat: bool = False) -> None:
+    """A word-level tokenizer with the special tokens of BERT and of decoders."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "</s>"]
+    vocab = {w: i for i, w in enumerate([*special, *WORDS, *map(str, range(100))])}
+    inner = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if not chat:
+        ids = [("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])]
+        inner.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids
+        )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "</s>"}
+    if not chat:
+        names |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=64, **names).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a BERT of two layers without dropout, body only."""
+    from transformers import BertConfig, BertModel, set_seed
+
+    set_seed(0)
+    folder = tmp_path_factory.mktemp("encoder")
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=160,
+        max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    make_tokenizer(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tiny_encoder: str) -> str:
+    """The tiny encoder, under the name of what it is used for."""
+    return tiny_encoder
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a Llama of two layers."""
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+    set_seed(0)
+    folder = tmp_path_factory.mktemp("decoder")
+    config = LlamaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
+        vocab_size=160, max_position_embeddings=64, pad_token_id=0, eos_token_id=5, bos_token_id=5,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    make_tokenizer(folder, chat=True)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_seq2seq(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a T5 of two layers a side."""
+    from transformers import T5Config, T5ForConditionalGeneration, set_seed
+
+    set_seed(0)
+    folder = tmp_path_factory.mktemp("seq2seq")
+    config = T5Config(
+        d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, vocab_size=160, dropout_rate=0.0,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=5,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    make_tokenizer(folder, chat=True)
+    return str(folder)

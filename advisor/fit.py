@@ -1,0 +1,190 @@
+"""The settings under which a plan fits: micro-batch, checkpointing, precision, quantisation, sharding, by simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tunekit.advisor.propose import refusal
+from tunekit.estimate import MemoryEstimate, TimeEstimate
+from tunekit.finding import Finding
+from tunekit.plan import Plan
+from tunekit.workload import Workload
+
+Simulate = Callable[[Workload, Plan], tuple[MemoryEstimate, TimeEstimate]]
+_DTYPE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
+_QUANTIZED_BYTES = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
+_SHARDED_WEIGHTS = ("zero3", "fsdp", "fsdp-hybrid")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fitted:
+    """A plan at the settings that were found, with what was predicted for exactly these."""
+
+    plan: Plan
+    memory: MemoryEstimate | None
+    """None where the plan was refused."""
+    duration: TimeEstimate | None
+    fits: bool
+    refused: Finding | None = None
+    """Why no setting can work at all."""
+
+
+def fit(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted:
+    """The quickest settings of a plan that fit, or the smallest ones where none do.
+
+    The stages are tried in order of what they cost in quality and speed: as preferred, with the state sharded, a
+    16-bit base, a 4-bit base. Within a stage, the largest micro-batch is sought without and, where that is not the
+    whole batch, with activation checkpointing; the shorter run is taken.
+    """
+    refused: Finding | None = None
+    last: Plan | None = None
+    for staged in stages(workload, plan):
+        reason = refusal(workload, staged)
+        if reason is not None:
+            refused = refused or reason
+            continue
+        last = staged
+        if floor_bytes(workload, staged) > workload.hardware.memory_bytes:
+            continue
+        found = _quickest(workload, staged, simulate)
+        if found is not None:
+            return found
+    if last is None:
+        return Fitted(plan=plan, memory=None, duration=None, fits=False, refused=refused)
+    smallest = _checkpointed(workload, _with_batch(last, 1))
+    memory, duration = simulate(workload, smallest)
+    return Fitted(plan=smallest, memory=memory, duration=duration, fits=False)
+
+
+def fits(workload: Workload, memory: MemoryEstimate) -> bool:
+    """Whether even the high end of the prediction leaves the device enough memory."""
+    return memory.interval[1] <= workload.hardware.memory_bytes
+
+
+# ---------------------------------------------------------------------------------------------- stages
+def stages(workload: Workload, plan: Plan) -> Iterator[Plan]:
+    """The plan under ever smaller settings, the preferred one first."""
+    for precision in _precisions(workload, plan):
+        for sharding in _shardings(workload, plan, precision):
+            yield plan.replace(**{**precision, "sharding": sharding})
+
+
+def _precisions(workload: Workload, plan: Plan) -> Iterator[Mapping[str, Any]]:
+    """Precision and quantisation, from the preferred to the smallest."""
+    preferred = {"dtype": plan.dtype, "mixed_precision": plan.mixed_precision, "quantization": plan.quantization}
+    yield preferred
+    half = "bfloat16" if workload.hardware.bf16 or workload.hardware.device == "cpu" else "float16"
+    mixed = "bf16" if half == "bfloat16" else "fp16"
+    if plan.method.trains_base:
+        # Weights, gradients and Adam's moments all in bfloat16; half precision has no range for it.
+        if half == "bfloat16" and workload.hardware.device == "cuda":
+            yield {"dtype": "bfloat16", "mixed_precision": None}
+            yield {"dtype": "bfloat16", "mixed_precision": None, "optim": "adamw_bnb_8bit"}
+        return
+    if plan.dtype == "float32":
+        yield {"dtype": half, "mixed_precision": mixed}
+    if plan.quantization is None:
+        yield {"dtype": half, "mixed_precision": mixed, "quantization": "nf4"}
+
+
+def _shardings(workload: Workload, plan: Plan, precision: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """How several devices share: whole copies first, then the optimizer's state and gradients, then the weights."""
+    if workload.hardware.total_devices == 1:
+        return (None,)
+    if precision.get("quantization") or precision.get("optim"):
+        return ("ddp",)
+    return ("ddp", "zero2", "zero3") if plan.method.trains_base else ("ddp", "zero3")
+
+
+def floor_bytes(workload: Workload, plan: Plan) -> float:
+    """Bytes of the weights alone (with full fine-tuning: of gradients and moments too) that one device holds at least."""
+    count, devices = workload.model.num_parameters, plan.num_processes
+    # The vocabulary's table is not quantised.
+    table = min(count, workload.model.vocab_size * workload.model.hidden_size)
+    size = _DTYPE_BYTES[plan.dtype]
+    weights = size * count if plan.quantization is None else size * table + _QUANTIZED_BYTES[plan.quantization] * (count - table)
+    weights /= devices if plan.sharding in _SHARDED_WEIGHTS else 1
+    if plan.method.family != "full":
+        return weights
+    gradients = size * count / (devices if plan.sharding in ("zero2", *_SHARDED_WEIGHTS) else 1)
+    moments = (2.0 if "8bit" in plan.optim else 2 * size) * count
+    return weights + gradients + moments / (devices if plan.sharding not in (None, "ddp") else 1)
+
+
+# ---------------------------------------------------------------------------------------------- within a stage
+def _quickest(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted | None:
+    """The shorter of the run without and the run with checkpointing; the second is only tried where the first is cramped."""
+    plain = _largest_batch(workload, plan, simulate)
+    if plain is not None and plain.plan.gradient_accumulation_steps == 1:
+        return plain
+    saving = _checkpointed(workload, plan)
+    if saving is plan:
+        return plain
+    saved = _largest_batch(workload, saving, simulate)
+    found = [f for f in (plain, saved) if f is not None]
+    return min(found, key=lambda f: f.duration.total_seconds if f.duration else 0.0, default=None)
+
+
+def _checkpointed(workload: Workload, plan: Plan) -> Plan:
+    """The plan with activation checkpointing where the architecture can, else the same plan."""
+    return plan.replace(activation_checkpointing=True) if workload.model.can_checkpoint else plan
+
+
+def _largest_batch(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted | None:
+    """The plan at the largest micro-batch that fits, its rows per step unchanged; None where not even one row fits."""
+    rows = plan.per_device_train_batch_size * plan.gradient_accumulation_steps
+    sizes = divisors(rows)
+    whole = _tried(workload, _with_batch(plan, rows), simulate)
+    if whole.fits or rows == 1:
+        return whole if whole.fits else None
+    one = _tried(workload, _with_batch(plan, 1), simulate)
+    if not one.fits:
+        return None
+    best, ceiling = one, rows
+    while True:
+        guess = _guess(workload, one, whole, [s for s in sizes if best.plan.per_device_train_batch_size < s < ceiling])
+        if guess is None:
+            return best
+        tried = _tried(workload, _with_batch(plan, guess), simulate)
+        if tried.fits:
+            best = tried
+        else:
+            ceiling = guess
+
+
+def _guess(workload: Workload, one: Fitted, whole: Fitted, sizes: list[int]) -> int | None:
+    """The micro-batch to try next: the largest that fits if memory grows in a straight line, else the smallest left."""
+    if not sizes:
+        return None
+    assert one.memory is not None
+    assert whole.memory is not None
+    low, high = one.memory.interval[1], whole.memory.interval[1]
+    slope = max(high - low, 1) / (whole.plan.per_device_train_batch_size - 1)
+    room = 1 + (workload.hardware.memory_bytes - low) / slope
+    return max((s for s in sizes if s <= room), default=None)
+
+
+def _tried(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted:
+    memory, duration = simulate(workload, plan)
+    return Fitted(plan=plan, memory=memory, duration=duration, fits=fits(workload, memory))
+
+
+def _with_batch(plan: Plan, micro: int) -> Plan:
+    """The plan with this micro-batch and as many rows per step as before; evaluation keeps its proportion."""
+    rows = plan.per_device_train_batch_size * plan.gradient_accumulation_steps
+    ratio = max(1, plan.per_device_eval_batch_size // plan.per_device_train_batch_size)
+    return plan.replace(
+        per_device_train_batch_size=micro, gradient_accumulation_steps=rows // micro, per_device_eval_batch_size=micro * ratio
+    )  # fmt: skip
+
+
+def divisors(n: int) -> list[int]:
+    """Every divisor, the largest first.
+
+    Example:
+        >>> divisors(12)
+        [12, 6, 4, 3, 2, 1]
+    """
+    return [d for d in range(n, 0, -1) if n % d == 0]

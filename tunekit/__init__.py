@@ -13,6 +13,22 @@ if (_ROOT / "advisor" / "rule.py").is_file() and str(_ROOT) not in __path__:
     # From a checkout the sibling folders are the subpackages `tunekit.advisor` and `tunekit.callbacks`.
     __path__.append(str(_ROOT))
 
+
+def _refuse_namesake() -> None:
+    """Another project owns the name `tunekit` on the package index; installed beside this one it overwrites files of it."""
+    import sys
+
+    for folder in {str(_ROOT), *sys.path}:
+        for found in Path(folder or ".").glob("tunekit-*.dist-info"):
+            raise ImportError(
+                f"the distribution `tunekit` ({found}) is another project that installs into the same folder as "
+                "`tunekit-hf`. Remove both and install this one again: "
+                "`pip uninstall -y tunekit tunekit-hf && pip install tunekit-hf`."
+            )
+
+
+_refuse_namesake()
+
 _WHERE = {
     "Advice": "tunekit.advice",
     "DataFacts": "tunekit.workload",

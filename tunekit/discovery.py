@@ -24,7 +24,8 @@ PACKAGES = {
 def _files(kind: str) -> tuple[str, ...]:
     """Slugs of this kind by file name, in alphabetical order."""
     package = importlib.import_module(PACKAGES[kind])
-    return tuple(sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")))
+    names = (m.name for m in pkgutil.iter_modules(package.__path__))
+    return tuple(sorted(name.replace("_", "-") for name in names if not name.startswith("_")))
 
 
 @cache
@@ -49,13 +50,30 @@ def find(kind: str, slug: str) -> Any:
         slug: Its name, such as `lora`.
 
     Raises:
-        InvalidError: `method-unknown` (and so on), naming the nearest.
+        InvalidError: `method-unknown` (and so on), naming the nearest; `method-plugin-broken` where another package
+            registers it and it cannot be loaded.
     """
     if slug in _files(kind):
         return _public(importlib.import_module(f"{PACKAGES[kind]}.{slug.replace('-', '_')}"), slug)
     if slug in _entry_points(kind):
-        return _entry_points(kind)[slug].load()
+        return _load(kind, _entry_points(kind)[slug])
     raise InvalidError(error(f"{kind}-unknown", f"{kind} {slug!r}", f"no such {kind}", nearest(slug, slugs(kind))))
+
+
+def _load(kind: str, entry: Any) -> Any:
+    """What an entry point names; whatever goes wrong there is told with the distribution that is to blame."""
+    try:
+        return entry.load()
+    except Exception as e:
+        owner = entry.dist.name if entry.dist else "an unknown distribution"
+        raise InvalidError(
+            error(
+                f"{kind}-plugin-broken",
+                f"{kind} {entry.name!r} of the package {owner}",
+                f"`{entry.value}` cannot be loaded ({type(e).__name__}: {e})",
+                f"upgrade {owner}, or `pip uninstall {owner}`",
+            )
+        ) from e
 
 
 def _public(module: Any, slug: str) -> Any:
@@ -63,9 +81,8 @@ def _public(module: Any, slug: str) -> Any:
     named = [v for v in vars(module).values() if getattr(v, "slug", None) == slug]
     if named:
         return named[0]
-    classes = [
-        v for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ == module.__name__ and not n.startswith("_")
-    ]
+    own = (v for v in vars(module).values() if inspect.isclass(v) and v.__module__ == module.__name__)
+    classes = [v for v in own if not v.__name__.startswith("_")]
     assert len(classes) == 1, f"{module.__name__} must define one public class, got {classes}"
     return classes[0]
 
@@ -73,3 +90,17 @@ def _public(module: Any, slug: str) -> Any:
 def everything(kind: str) -> dict[str, Any]:
     """All of a kind by slug."""
     return {slug: find(kind, slug) for slug in slugs(kind)}
+
+
+def by_class_name(kind: str, name: str) -> Any:
+    """The class of this name, which `tunekit.methods.Lora` and the like stand for; ours are looked through first.
+
+    Raises:
+        AttributeError: no such class, as the package it is asked of would say.
+    """
+    if not name.startswith("_"):
+        for known in (_files, _entry_points):
+            for slug in known(kind):
+                if getattr(find(kind, slug), "__name__", None) == name:
+                    return find(kind, slug)
+    raise AttributeError(f"module {PACKAGES[kind]!r} has no attribute {name!r}")

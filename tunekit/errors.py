@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunekit.finding import Finding
@@ -29,8 +29,13 @@ class TunekitError(Exception):
     findings: tuple[Finding, ...]
 
     def __init__(self, *findings: Finding) -> None:
-        super().__init__(*findings)
+        assert findings, "an error says what is wrong"
+        # Not `super()`: OSError would read two to five arguments as errno, message and file names, and drop the others.
+        BaseException.__init__(self, *findings)
         self.findings = findings
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.findings
 
     @property
     def codes(self) -> tuple[str, ...]:

@@ -44,10 +44,11 @@ class Finding:
 
     def __str__(self) -> str:
         text = f"[{self.code}] {self.seen}"
-        if self.why:
-            text += f": {self.why.rstrip('.')}."
+        if self.why or self.fix:
+            text += f": {self.why.rstrip('.')}." if self.why else "."
         if self.fix:
-            text += f" {self.fix[0].upper()}{self.fix[1:].rstrip('.')}."
+            text += f" {self.fix[0].upper()}{self.fix[1:].rstrip('.')}"
+            text += "" if text.endswith("?") else "."
         return text
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,8 +71,8 @@ def note(code: str, seen: str, why: str = "", fix: str = "", source: str = "") -
     return Finding(code=code, severity="note", seen=seen, why=why, fix=fix, source=source)
 
 
-def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """`" Did you mean ...?"` with the closest known word, or the whole list where none is close.
+def nearest(word: object, known: list[str] | tuple[str, ...]) -> str:
+    """A way out of an unknown name: the closest known one as a question, or the whole list where none is close.
 
     Example:
         >>> nearest("lerning_rate", ["learning_rate", "optim"])
@@ -79,5 +80,5 @@ def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
     return f"did you mean `{close[0]}`?" if close else "known: " + ", ".join(f"`{k}`" for k in known)

@@ -11,10 +11,21 @@ from typing import Any, Literal
 
 from tunekit.contracts import Method, Objective
 from tunekit.discovery import find
-from tunekit.errors import InvalidError, MissingError, OccupiedError, TunekitError, UnreadableError, raise_all
-from tunekit.fields import check_types, from_plain, hints, to_plain, unknown_keys
-from tunekit.finding import Finding, error
-from tunekit.task import ProblemType, Task
+from tunekit.errors import InvalidError, TunekitError, raise_all
+from tunekit.fields import (
+    check_types,
+    from_plain,
+    hints,
+    missing_keys,
+    read_numbers,
+    to_plain,
+    type_faults,
+    unknown_keys,
+)
+from tunekit.finding import error
+from tunekit.plan_faults import combination_faults, range_faults
+from tunekit.plan_file import read_file, write_file
+from tunekit.task import ProblemType
 
 SCHEMA = 1
 """Raised when a plan file of an older version could be misread; older ones stay readable."""
@@ -92,7 +103,8 @@ class DataSpec:
     def __post_init__(self) -> None:
         faults = check_types(self, "data")
         if not faults and not 0 <= self.eval_share < 1:
-            faults.append(error("data-eval-share", f"`eval_share` is {self.eval_share}", "a share is at least 0 and below 1", "set 0.1"))
+            seen, why = f"`eval_share` is {self.eval_share}", "a share is at least 0 and below 1"
+            faults.append(error("data-eval-share", seen, why, "set `eval_share: 0.1`"))
         raise_all(faults)
 
 
@@ -171,7 +183,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         faults = check_types(self, "plan")
-        raise_all(faults or [*_range_faults(self), *_combination_faults(self)])
+        values = {name: getattr(self, name) for name in hints(Plan)}
+        ill = type_faults(Plan, values, "plan") if faults else {}
+        faults += range_faults({name: v for name, v in values.items() if name not in ill})
+        raise_all(faults or combination_faults(self))
 
     @property
     def effective_batch_size(self) -> int:
@@ -197,39 +212,29 @@ class Plan:
                 ours, values of the wrong type or out of range.
         """
         if not isinstance(data, Mapping):
-            raise InvalidError(error("plan-shape", f"a plan that is {type(data).__name__}", "a plan is a mapping of fields", "see `tunekit init`"))
+            seen = f"a plan that is a `{type(data).__name__}`"
+            raise InvalidError(
+                error("plan-shape", seen, "a plan is a mapping of fields", "write `model: ...` and so on")
+            )
         values = dict(data)
         kind, schema = values.pop("kind", "tunekit-plan"), values.pop("schema", SCHEMA)
         if kind != "tunekit-plan":
-            raise InvalidError(error("plan-kind", f"kind {kind!r}", "not a plan", "a plan file begins with `kind: tunekit-plan`"))
-        if not isinstance(schema, int) or schema > SCHEMA or schema < 1:
-            raise InvalidError(
-                error("plan-schema", f"schema {schema!r}", f"this tunekit reads schemas 1 to {SCHEMA}", "upgrade tunekit-hf")
-            )
-        faults: list[Finding] = unknown_keys(Plan, [str(k) for k in values], "plan", HOST_NAMES)
-        for name, build in (("method", _method), ("objective", _objective), ("data", _data)):
-            if values.get(name) is not None:
-                try:
-                    values[name] = build(values[name])
-                except TunekitError as e:
-                    faults += e.findings
-        raise_all(faults)
-        return from_plain(Plan, values, "plan", HOST_NAMES)
+            fix = "a plan file begins with `kind: tunekit-plan`"
+            raise InvalidError(error("plan-kind", f"kind {kind!r}", "not a plan", fix))
+        if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+            why = f"this tunekit reads schemas 1 to {SCHEMA}"
+            raise InvalidError(error("plan-schema", f"schema {schema!r}", why, "upgrade tunekit-hf"))
+        return _build(values)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Writes the plan as YAML or, by a `.json` name, as JSON.
 
         Raises:
             OccupiedError: `plan-file-exists`, unless `overwrite` is set or the file already holds this plan.
+            UnreadableError: `plan-file-unwritable`.
         """
         path = Path(path)
-        text = self.to_json() if path.suffix == ".json" else self.to_yaml()
-        if path.exists() and not overwrite and path.read_text("utf-8") != text:
-            raise OccupiedError(error("plan-file-exists", f"{path} exists", "it holds something else", "choose another name, or pass `overwrite=True`"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(path.name + ".part")
-        aside.write_text(text, "utf-8")
-        aside.replace(path)
+        write_file(path, self.to_json() if path.suffix.lower() == ".json" else self.to_yaml(), overwrite)
         return path
 
     @staticmethod
@@ -239,20 +244,9 @@ class Plan:
         Raises:
             MissingError: `plan-file-missing`.
             UnreadableError: `plan-file-unreadable`.
-            InvalidError: what `from_dict` says.
+            InvalidError: `plan-field-twice`, and what `from_dict` says.
         """
-        import yaml
-
-        path = Path(path)
-        if not path.is_file():
-            raise MissingError(error("plan-file-missing", f"plan file {path}", "no such file", "write one with `tunekit advise ... --save plan.yaml`"))
-        try:
-            text = path.read_text("utf-8")
-            data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (UnicodeDecodeError, ValueError, yaml.YAMLError, RecursionError) as e:
-            reason = " ".join(str(e).split())[:200]
-            raise UnreadableError(error("plan-file-unreadable", f"plan file {path}", reason, "a plan file is UTF-8 YAML or JSON")) from None
-        return Plan.from_dict(data)
+        return Plan.from_dict(read_file(Path(path)))
 
     def to_yaml(self) -> str:
         """The plan as YAML, every field in the order of the class."""
@@ -265,13 +259,38 @@ class Plan:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
 
+def _build(values: dict[str, Any]) -> Plan:
+    """A plan from plain values, or one error with every fault in them, those of its parts included."""
+    faults, broken = [], []
+    for name, build in (("method", _method), ("objective", _objective), ("data", _data)):
+        if values.get(name) is not None:
+            try:
+                values[name] = build(values[name])
+            except TunekitError as e:
+                faults += e.findings
+                broken.append(name)
+    if not broken:
+        return from_plain(Plan, values, "plan", HOST_NAMES)
+    # Without its parts no plan can be made, so what is wrong beside them is looked for without making one.
+    rest = read_numbers(Plan, {k: v for k, v in values.items() if k not in broken})
+    ill = type_faults(Plan, rest, "plan")
+    raise InvalidError(
+        *unknown_keys(Plan, [str(k) for k in values], "plan", HOST_NAMES),
+        *missing_keys(Plan, values, "plan"),
+        *ill.values(),
+        *range_faults({k: v for k, v in rest.items() if k not in ill}),
+        *faults,
+    )
+
+
 def _of_kind(value: Any, what: str, base: type) -> Any:
     if isinstance(value, base):
         return value
     if isinstance(value, str):
         value = {"kind": value}
     if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
-        raise InvalidError(error(f"plan-{what}-kind", f"`{what}` is {value!r}", "it needs a `kind`", f"write `{what}: {{kind: ...}}`"))
+        fix = f"write `{what}: {{kind: ...}}`"
+        raise InvalidError(error(f"plan-{what}-kind", f"`{what}` is {value!r}", "it needs a `kind`", fix))
     return find(what, value["kind"]).from_dict(value)
 
 
@@ -289,54 +308,6 @@ def _data(value: Any) -> DataSpec:
     if isinstance(value, DataSpec):
         return value
     if not isinstance(value, Mapping):
-        raise InvalidError(error("plan-data", f"`data` is {value!r}", "it must be a path or a mapping", "write `data: {path: ...}`"))
+        why = "it must be a path or a mapping"
+        raise InvalidError(error("plan-data", f"`data` is {value!r}", why, "write `data: {path: ...}`"))
     return from_plain(DataSpec, value, "data")
-
-
-def _range_faults(plan: Plan) -> list[Finding]:
-    """Every number that lies outside its range."""
-    at_least = {
-        "max_length": 1, "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "max_steps": 1, "seed": 0,
-        "gradient_accumulation_steps": 1, "num_processes": 1, "num_machines": 1, "weight_decay": 0, "warmup": 0,
-        "max_grad_norm": 0,
-    }  # fmt: skip
-    faults = [
-        error(f"plan-{name.replace('_', '-')}", f"`{name}` is {getattr(plan, name)}", f"it must be at least {low}", f"set `{name}: {max(low, 1)}` or more")
-        for name, low in at_least.items()
-        if getattr(plan, name) is not None and not getattr(plan, name) >= low
-    ]
-    for name in ("learning_rate", "num_train_epochs"):
-        if not 0 < getattr(plan, name) < float("inf"):
-            faults.append(error(f"plan-{name.replace('_', '-')}", f"`{name}` is {getattr(plan, name)}", "it must be above 0 and finite", f"set `{name}` above 0"))
-    try:
-        Task.named(plan.task)
-    except InvalidError as e:
-        faults += e.findings
-    return faults
-
-
-def _combination_faults(plan: Plan) -> list[Finding]:
-    """Every pair of values that cannot go together, as far as that can be told without the model."""
-    faults = []
-    if plan.packing and plan.task != "causal-lm":
-        faults.append(error("plan-packing-task", f"`packing` with task {plan.task}", "only rows of a causal-lm can be joined", "set `packing: false`"))
-    if plan.problem_type is not None and plan.task != "sequence-classification":
-        faults.append(error("plan-problem-type-task", f"`problem_type` with task {plan.task}", "only sequence-classification has one", "remove `problem_type`"))
-    if plan.quantization is not None and plan.method.trains_base:
-        faults.append(
-            error(
-                "plan-quantized-base", f"`quantization: {plan.quantization}` with method {plan.method.slug}",
-                "quantised weights cannot be trained", "use `method: {kind: lora}`, or `quantization: null`",
-            )
-        )  # fmt: skip
-    if plan.num_processes > 1 and plan.sharding is None:
-        faults.append(error("plan-sharding-missing", f"`num_processes: {plan.num_processes}` without `sharding`", "several processes must share the work somehow", "set `sharding: ddp`"))
-    if plan.num_processes == 1 and plan.sharding is not None:
-        faults.append(error("plan-sharding-single", f"`sharding: {plan.sharding}` with one process", "there is nobody to share with", "set `sharding: null`, or `num_processes` above 1"))
-    if plan.num_processes % plan.num_machines:
-        faults.append(error("plan-machines", f"`num_processes: {plan.num_processes}` on {plan.num_machines} machines", "every machine runs the same number", "make it a multiple"))
-    if plan.offload is not None and not (plan.sharding or "").startswith("zero"):
-        faults.append(error("plan-offload-sharding", f"`offload: {plan.offload}` with `sharding: {plan.sharding}`", "offloading is DeepSpeed's", "set `sharding: zero2` or `zero3`"))
-    if plan.offload == "parameters" and plan.sharding in ("zero1", "zero2"):
-        faults.append(error("plan-offload-stage", f"`offload: parameters` with {plan.sharding}", "parameters are only sharded by ZeRO-3", "set `sharding: zero3`"))
-    return faults

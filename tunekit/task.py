@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,9 +51,9 @@ class Task:
         for task in TASKS:
             if task.name == name:
                 return task
-        raise InvalidError(
-            error("task-unknown", f"task {name!r}", "no such task", nearest(name, [t.name for t in TASKS]))
-        )
+        ours = _ALSO_CALLED.get(re.sub(r"[\W_]+", "-", str(name)).lower())
+        fix = f"write `{ours}`" if ours else nearest(name, [t.name for t in TASKS])
+        raise InvalidError(error("task-unknown", f"task {name!r}", "no such task", fix))
 
     def __str__(self) -> str:
         return self.name
@@ -110,3 +111,32 @@ TASKS: tuple[Task, ...] = (
         metric="accuracy",
     ),
 )
+
+_ALSO_CALLED = {
+    "causal-language-modeling": "causal-lm",
+    "clm": "causal-lm",
+    "conversational": "causal-lm",
+    "instruction-tuning": "causal-lm",
+    "language-modeling": "causal-lm",
+    "sft": "causal-lm",
+    "text-generation": "causal-lm",
+    "seq-2-seq-lm": "seq2seq",
+    "summarization": "seq2seq",
+    "text2text-generation": "seq2seq",
+    "translation": "seq2seq",
+    "classification": "sequence-classification",
+    "nli": "sequence-classification",
+    "regression": "sequence-classification",
+    "sentiment-analysis": "sequence-classification",
+    "seq-cls": "sequence-classification",
+    "text-classification": "sequence-classification",
+    "ner": "token-classification",
+    "tagging": "token-classification",
+    "token-cls": "token-classification",
+    "extractive-qa": "question-answering",
+    "qa": "question-answering",
+    "question-ans": "question-answering",
+    "squad": "question-answering",
+    "swag": "multiple-choice",
+}
+"""What pipelines, PEFT and users call these tasks, lower case with hyphens: an error can then name ours."""

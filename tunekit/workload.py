@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from tunekit.errors import raise_all
+from tunekit.fields import check_types
+from tunekit.finding import Finding, error
 from tunekit.task import ProblemType, Task
 
 Side = Literal["encoder", "decoder", "seq2seq"]
@@ -16,7 +20,15 @@ GOALS: tuple[Goal, ...] = ("quality", "balanced", "speed", "memory", "storage", 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFacts:
-    """What is known of a model from its configuration alone; no weights are read for it."""
+    """What is known of a model from its configuration alone; no weights are read for it.
+
+    Example:
+        >>> facts = ModelFacts(name="tiny", config_json="{}", model_type="bert", side="encoder", num_parameters=4_000_000,
+        ...                    num_layers=2, hidden_size=128, vocab_size=30522,
+        ...                    head_names=(("sequence-classification", ("classifier",)),))
+        >>> facts.head_of(Task.named("sequence-classification"))
+        ('classifier',)
+    """
 
     name: str
     """Hub id, folder, or the class name of a live model."""
@@ -65,7 +77,16 @@ class ModelFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataFacts:
-    """What is known of the training data, read from the rows or given by hand. Lengths are tokens with specials."""
+    """What is known of the training data, read from the rows or given by hand. Lengths are tokens with specials.
+
+    Raises:
+        InvalidError: `data-type`, `data-negative`, `data-lengths-order`.
+
+    Example:
+        >>> facts = DataFacts(num_examples=1000, lengths=(8, 10, 12, 30), num_labels=20)
+        >>> facts.mean_tokens, facts.max_tokens, facts.quantile_tokens(0.75), facts.examples_per_class
+        (15.0, 30, 12, 50.0)
+    """
 
     num_examples: int
     """Training rows."""
@@ -104,6 +125,9 @@ class DataFacts:
     fingerprint: str = ""
     """A digest of the rows, where there were any to read."""
 
+    def __post_init__(self) -> None:
+        raise_all(check_types(self, "data") or [*_too_small(self, "data", _DATA_AT_LEAST), *_unsorted(self)])
+
     @property
     def mean_tokens(self) -> float:
         """Mean input length in tokens; 0 where no length is known."""
@@ -116,7 +140,8 @@ class DataFacts:
 
     def quantile_tokens(self, share: float) -> int:
         """The smallest length that `share` (0 to 1) of the known rows do not exceed."""
-        return self.lengths[max(0, -(-int(share * 1000) * len(self.lengths) // 1000) - 1)] if self.lengths else 0
+        rank = math.ceil(round(share * len(self.lengths), 6))
+        return self.lengths[max(rank, 1) - 1] if self.lengths else 0
 
     @property
     def examples_per_class(self) -> float | None:
@@ -127,6 +152,9 @@ class DataFacts:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hardware:
     """The devices a run may use.
+
+    Raises:
+        InvalidError: `hardware-type`, `hardware-negative`.
 
     Example:
         >>> Hardware(device="cuda", name="24GB", num_devices=2, memory_bytes=24 * 2**30).total_devices
@@ -150,6 +178,9 @@ class Hardware:
     interconnect: Literal["none", "pcie", "nvlink"] = "none"
     """How devices of one machine talk to each other."""
 
+    def __post_init__(self) -> None:
+        raise_all(check_types(self, "hardware") or _too_small(self, "hardware", _HARDWARE_AT_LEAST))
+
     @property
     def total_devices(self) -> int:
         """Devices over all machines."""
@@ -158,7 +189,21 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """The whole question: this model, this data, this task, this hardware, this goal."""
+    """The whole question: this model, this data, this task, this hardware, this goal.
+
+    Example:
+        >>> Workload(
+        ...     model=ModelFacts(name="tiny", config_json="{}", model_type="bert", side="encoder",
+        ...                      num_parameters=4_000_000, num_layers=2, hidden_size=128, vocab_size=30522),
+        ...     data=DataFacts(num_examples=1000, num_labels=20),
+        ...     task=Task.named("sequence-classification"),
+        ...     hardware=Hardware(device="cpu", name="cpu", memory_bytes=8 * 2**30),
+        ...     goal="fast",
+        ... )
+        Traceback (most recent call last):
+        ...
+        tunekit.errors.InvalidError: [workload-type] `goal` of `Workload` is 'fast'. Set it to `quality`, ...
+    """
 
     model: ModelFacts
     data: DataFacts
@@ -170,7 +215,45 @@ class Workload:
     max_length: int | None = None
     """Truncation length in tokens that the user demanded; None leaves it to the advice."""
 
+    def __post_init__(self) -> None:
+        raise_all(check_types(self, "workload"))
+
     def digest(self) -> str:
         """Sixteen hex digits that change when any fact changes; the same in every process."""
         text = json.dumps(asdict(self), sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_DATA_AT_LEAST = {
+    "num_examples": 0, "num_eval_examples": 0, "supervised_tokens": 0, "num_labels": 1, "num_choices": 1,
+    "num_duplicates": 0, "num_leaked": 0, "num_conflicts": 0, "num_unlabelled": 0,
+}  # fmt: skip
+_HARDWARE_AT_LEAST = {
+    "num_devices": 1, "num_machines": 1, "memory_bytes": 1, "host_memory_bytes": 1, "host_cores": 1, "disk_free_bytes": 0,
+}  # fmt: skip
+
+
+def _too_small(facts: Any, prefix: str, at_least: dict[str, int]) -> list[Finding]:
+    return [
+        error(
+            f"{prefix}-negative",
+            f"`{name}` is {getattr(facts, name)}",
+            f"it must be at least {low}",
+            f"set `{name}={low}` or more",
+        )
+        for name, low in at_least.items()
+        if getattr(facts, name) is not None and getattr(facts, name) < low
+    ]
+
+
+def _unsorted(facts: DataFacts) -> list[Finding]:
+    return [
+        error(
+            "data-lengths-order",
+            f"`{name}` does not ascend",
+            "quantiles are read off by position",
+            f"pass `{name}=sorted(...)`",
+        )
+        for name in ("lengths", "target_lengths")
+        if list(getattr(facts, name)) != sorted(getattr(facts, name))
+    ]

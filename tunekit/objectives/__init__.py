@@ -6,12 +6,9 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    from tunekit.discovery import everything
+    from tunekit.discovery import by_class_name
 
-    for cls in everything("objective").values():
-        if cls.__name__ == name:
-            return cls
-    raise AttributeError(f"module 'tunekit.objectives' has no attribute {name!r}")
+    return by_class_name("objective", name)
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,130 @@
+"""What can be wrong with the values of a plan, as far as that can be told without a model, data or a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tunekit.errors import InvalidError
+from tunekit.finding import Finding, error
+from tunekit.task import Task
+
+if TYPE_CHECKING:
+    from tunekit.plan import Plan
+
+AT_LEAST: Mapping[str, int] = {
+    "max_length": 1,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "warmup": 0,
+    "max_steps": 1,
+    "seed": 0,
+    "num_processes": 1,
+    "num_machines": 1,
+}
+"""The smallest value a field may have."""
+
+ABOVE_ZERO = ("learning_rate", "num_train_epochs")
+LARGEST_SEED = 2**32 - 1
+"""NumPy's generator, which the host seeds too, takes no more."""
+
+
+def range_faults(values: Mapping[str, Any]) -> list[Finding]:
+    """One fault for each of the well-typed `values` that lies outside its range."""
+    given = {name: value for name, value in values.items() if value is not None}
+    faults = [
+        _out_of_range(name, given[name], f"it must be at least {low}", f"set `{name}: {low}` or more")
+        for name, low in AT_LEAST.items()
+        if name in given and given[name] < low
+    ]
+    faults += [
+        _out_of_range(name, given[name], "it must be above 0", f"set `{name}` above 0")
+        for name in ABOVE_ZERO
+        if name in given and given[name] <= 0
+    ]
+    if given.get("seed", 0) > LARGEST_SEED:
+        faults.append(_out_of_range("seed", given["seed"], f"it must be at most {LARGEST_SEED}", "set `seed: 42`"))
+    if not str(given.get("model", "x")).strip():
+        faults.append(
+            error("plan-model", "`model` is empty", "there is nothing to train", "name a hub id or a local folder")
+        )
+    return faults + (_task_faults(given["task"]) if "task" in given else [])
+
+
+def _out_of_range(name: str, value: Any, why: str, fix: str) -> Finding:
+    return error(f"plan-{name.replace('_', '-')}", f"`{name}` is {value}", why, fix)
+
+
+def _task_faults(name: str) -> list[Finding]:
+    try:
+        Task.named(name)
+    except InvalidError as e:
+        return list(e.findings)
+    return []
+
+
+def combination_faults(plan: Plan) -> list[Finding]:
+    """One fault for each pair of values that cannot go together."""
+    sharding = plan.sharding or ""
+    rules = (
+        (
+            plan.packing and plan.task != "causal-lm",
+            "plan-packing-task",
+            f"`packing` with task {plan.task}",
+            "only rows of a causal-lm can be joined",
+            "set `packing: false`",
+        ),
+        (
+            plan.problem_type is not None and plan.task != "sequence-classification",
+            "plan-problem-type-task",
+            f"`problem_type` with task {plan.task}",
+            "only sequence-classification has one",
+            "remove `problem_type`",
+        ),
+        (
+            plan.quantization is not None and plan.method.trains_base,
+            "plan-quantized-base",
+            f"`quantization: {plan.quantization}` with method {plan.method.slug}",
+            "quantised weights cannot be trained",
+            "use `method: {kind: lora}`, or `quantization: null`",
+        ),
+        (
+            plan.num_processes > 1 and plan.sharding is None,
+            "plan-sharding-missing",
+            f"`num_processes: {plan.num_processes}` without `sharding`",
+            "several processes must share the work somehow",
+            "set `sharding: ddp`",
+        ),
+        (
+            plan.num_processes == 1 and plan.sharding is not None,
+            "plan-sharding-single",
+            f"`sharding: {plan.sharding}` with one process",
+            "there is nobody to share with",
+            "set `sharding: null`, or `num_processes` above 1",
+        ),
+        (
+            plan.num_processes % plan.num_machines != 0,
+            "plan-machines",
+            f"`num_processes: {plan.num_processes}` on {plan.num_machines} machines",
+            "every machine runs the same number",
+            f"set `num_processes` to a multiple of {plan.num_machines}",
+        ),
+        (
+            plan.offload is not None and not sharding.startswith("zero"),
+            "plan-offload-sharding",
+            f"`offload: {plan.offload}` with `sharding: {plan.sharding or 'null'}`",
+            "offloading is DeepSpeed's",
+            "set `sharding: zero2` or `zero3`",
+        ),
+        (
+            plan.offload == "parameters" and sharding in ("zero1", "zero2"),
+            "plan-offload-stage",
+            f"`offload: parameters` with {sharding}",
+            "parameters are only sharded by ZeRO-3",
+            "set `sharding: zero3`",
+        ),
+    )
+    return [error(*finding) for broken, *finding in rules if broken]

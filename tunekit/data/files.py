@@ -1,0 +1,326 @@
+"""Files to rows: .jsonl, .json, .csv, .tsv and .parquet, in memory, without a cache, faults with their line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import re
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunekit.errors import InvalidError, UnreadableError
+from tunekit.finding import Finding, error
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+CHUNK_ROWS = 20_000
+"""Rows that are Python objects at the same time."""
+
+_CSV_LIMIT = threading.Lock()
+_WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+
+
+def suffix_of(path: Path) -> str:
+    """The format's suffix in lower case, `.gz` left out.
+
+    Example:
+        >>> suffix_of(Path("train.jsonl.gz"))
+        '.jsonl'
+    """
+    name = path.name.lower().removesuffix(".gz")
+    return Path(name).suffix
+
+
+def read_file(path: Path, train_split: str = "train") -> dict[str, datasets.Dataset]:
+    """The rows of one file by split; most files hold one split, named `train_split`.
+
+    Raises:
+        UnreadableError: `data-unreadable`, with the line where there is one; `data-encoding`; `data-format`.
+        InvalidError: `data-empty`.
+    """
+    reader = READERS.get(suffix_of(path))
+    if reader is None:
+        raise UnreadableError(
+            error(
+                "data-format", f"data file {path}", f"no reader for {suffix_of(path) or 'a file without a suffix'}",
+                f"use one of {', '.join(READERS)} (the text formats also as .gz), or pass a `datasets.Dataset`",
+            )
+        )  # fmt: skip
+    if path.stat().st_size == 0:
+        raise InvalidError(empty(str(path), "the file has no content"))
+    splits = reader(path, train_split)
+    if not any(len(rows) for rows in splits.values()):
+        raise InvalidError(empty(str(path), "the file holds no rows"))
+    return splits
+
+
+def empty(what: str, why: str) -> Finding:
+    """`data-empty`."""
+    return error("data-empty", f"data {what}", why, "pass data with at least one row")
+
+
+def broken(path: Path, why: str, fix: str = "mend the file, or pass rows as a list of dicts") -> UnreadableError:
+    """`data-unreadable` as an error to raise."""
+    return UnreadableError(error("data-unreadable", f"data file {path}", " ".join(why.split())[:300], fix))
+
+
+# ---------------------------------------------------------------------------------------------------- text and lines
+@contextmanager
+def _opened(path: Path) -> Iterator[io.TextIOWrapper]:
+    """The file as UTF-8 text, unzipped where it is zipped; what goes wrong while it is read is one clear error."""
+    raw = gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")  # noqa: SIM115
+    with raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
+        try:
+            yield text
+        except UnicodeDecodeError:
+            raise UnreadableError(
+                error(
+                    "data-encoding", f"data file {path}", "it is not UTF-8",
+                    f"convert it: `iconv -f LATIN1 -t UTF-8 {path.name}` (or `-f UTF-16`)",
+                )
+            ) from None  # fmt: skip
+        except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+            raise broken(path, f"it cannot be unzipped: {e}") from None
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with _opened(path) as text:
+        for number, line in enumerate(text, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as e:
+                raise broken(path, f"line {number} is not JSON: {e}") from None
+            if not isinstance(row, dict):
+                raise broken(path, f"line {number} is a JSON {_kind(row)}, and a row is an object") from None
+            yield row
+
+
+def _read_jsonl(path: Path, train_split: str) -> dict[str, datasets.Dataset]:
+    return {train_split: from_rows(_json_lines(path), str(path))}
+
+
+def _read_json(path: Path, train_split: str) -> dict[str, datasets.Dataset]:
+    """A list of objects, columns of equal length, splits of either, or (as many do) JSON lines under this name."""
+    with _opened(path) as text:
+        content = text.read()
+    try:
+        value = json.loads(content)
+    except json.JSONDecodeError as e:
+        first = content.lstrip().partition("\n")[0]
+        if e.msg == "Extra data" and _is_object(first):
+            return _read_jsonl(path, train_split)
+        raise broken(path, f"line {e.lineno} is not JSON: {e.msg}") from None
+    except RecursionError:
+        raise broken(path, "the JSON is nested too deeply") from None
+    return from_json(value, str(path), train_split)
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def from_json(value: Any, source: str, train_split: str = "train") -> dict[str, datasets.Dataset]:
+    """Rows, columns or splits that are plain Python values, by split."""
+    if isinstance(value, list):
+        return {train_split: from_rows(value, source)}
+    if isinstance(value, Mapping) and value and all(_is_rows(v) for v in value.values()):
+        names = [train_split] if len(value) == 1 else list(value)
+        return {str(n): from_rows(v, source) for n, v in zip(names, value.values(), strict=True)}
+    if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
+        lengths = {str(k): len(v) for k, v in value.items()}
+        if len(set(lengths.values())) > 1:
+            raise UnreadableError(
+                error(
+                    "data-unreadable", f"data {source}", f"columns of different lengths: {lengths}", "make them equal"
+                )
+            )
+        names = list(value)
+        return {
+            train_split: from_rows(
+                (dict(zip(names, r, strict=True)) for r in zip(*value.values(), strict=True)), source
+            )
+        }
+    raise UnreadableError(
+        error("data-unreadable", f"data {source}", f"a JSON {_kind(value)} that is no list of rows", 'write `[{"text": ...}, ...]`, or one row a line as .jsonl')
+    )  # fmt: skip
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null" if value is None else type(value).__name__)
+
+
+# ---------------------------------------------------------------------------------------------------- separated values
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Fields of any length; the limit of the csv module is global, so it is put back."""
+    with _CSV_LIMIT:
+        before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
+
+
+def _read_csv(path: Path, train_split: str) -> dict[str, datasets.Dataset]:
+    with _opened(path) as text, _long_fields():
+        head = text.readline()
+        text.seek(0)
+        delimiter = "\t" if suffix_of(path) == ".tsv" else next((d for d in ",;\t|" if d in head), ",")
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        try:
+            header = [name.strip() for name in next(reader)]
+            columns = _columns(path, header, reader)
+        except csv.Error as e:
+            raise broken(path, f"line {reader.line_num}: {e}") from None
+    values = {name: _typed(column) for name, column in zip(header, columns, strict=True)}
+    return from_json(values, str(path), train_split)
+
+
+def _columns(path: Path, header: list[str], reader: Any) -> list[list[str]]:
+    """The cells by column; a repeated name or a row of another width is an error with its line."""
+    if len(set(header)) < len(header) or "" in header:
+        raise broken(path, f"the header {header} repeats a name or leaves one out", "give every column its own name")
+    columns: list[list[str]] = [[] for _ in header]
+    for row in reader:
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise broken(
+                path, f"line {reader.line_num} has {len(row)} fields, the header has {len(header)}",
+                "put fields that hold the separator or line ends between double quotes",
+            )  # fmt: skip
+        for column, cell in zip(columns, row, strict=True):
+            column.append(cell)
+    return columns
+
+
+def _typed(cells: list[str]) -> list[Any]:
+    """Whole numbers or numbers where every cell spells one (empty: None); otherwise the texts as they are.
+
+    Example:
+        >>> _typed(["1", "2"]), _typed(["1", "2.5", ""]), _typed(["007", "1"])
+        ([1, 2], [1.0, 2.5, None], ['007', '1'])
+    """
+    filled = [c for c in cells if c]
+    for pattern, build in ((_WHOLE, int), (_NUMBER, float)):
+        if filled and all(pattern.fullmatch(c) for c in filled):
+            return [build(c) if c else None for c in cells]
+    return cells
+
+
+def _read_parquet(path: Path, train_split: str) -> dict[str, datasets.Dataset]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as e:
+        raise broken(path, f"not a Parquet file: {e}") from None
+    return {train_split: from_table(table, str(path))}
+
+
+READERS: Mapping[str, Callable[[Path, str], dict[str, Any]]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+# ------------------------------------------------------------------------------------------------------- rows to Arrow
+def from_rows(rows: Iterable[Mapping[str, Any]], source: str) -> datasets.Dataset:
+    """A Dataset in memory; a column that only some rows have is None in the others.
+
+    Raises:
+        UnreadableError: `data-mixed`: a column whose values have no type in common.
+        InvalidError: `data-empty`.
+    """
+    tables, number = [], 0
+    iterator = iter(rows)
+    while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
+        tables.append(_table(chunk, source, number))
+        number += len(chunk)
+    if not tables or not tables[0].num_columns:
+        raise InvalidError(empty(source, "there are no rows" if not tables else "the rows have no columns"))
+    return from_table(_joined(tables, source), source)
+
+
+def _table(rows: list[Mapping[str, Any]], source: str, first: int) -> pa.Table:
+    import pyarrow as pa
+
+    for number, row in enumerate(rows, start=first):
+        if not isinstance(row, Mapping):
+            raise InvalidError(
+                error("data-type", f"row {number} of {source} is a {type(row).__name__}", "a row is a dict", 'write `{"text": ..., "label": ...}`')
+            )  # fmt: skip
+    names = list(dict.fromkeys(str(key) for row in rows for key in row))
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as e:
+            raise UnreadableError(_mixed(name, source, values, first, str(e))) from None
+    return pa.table(columns)
+
+
+def _mixed(name: str, source: str, values: list[Any], first: int, reason: str) -> Finding:
+    kinds: dict[str, int] = {}
+    for number, value in enumerate(values, start=first):
+        if value is not None:
+            kinds.setdefault(type(value).__name__, number)
+    seen = ", ".join(f"{kind} (first in row {number})" for kind, number in kinds.items())
+    why = f"its values are {seen}" if len(kinds) > 1 else " ".join(reason.split())[:200]
+    return error("data-mixed", f"column `{name}` of {source}", why, "give every value of a column the same type")
+
+
+def _joined(tables: list[pa.Table], source: str) -> pa.Table:
+    import pyarrow as pa
+
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowException, TypeError) as e:
+        raise UnreadableError(
+            error(
+                "data-mixed",
+                f"data {source}",
+                " ".join(str(e).split())[:300],
+                "give every value of a column the same type",
+            )
+        ) from None
+
+
+def from_table(table: pa.Table, source: str) -> datasets.Dataset:
+    """A Dataset over an Arrow table, with its features where the table carries them."""
+    import datasets
+    import pyarrow as pa
+
+    try:
+        return datasets.Dataset(table)
+    except (pa.ArrowException, ValueError, TypeError, NotImplementedError) as e:
+        raise UnreadableError(
+            error("data-unreadable", f"data {source}", " ".join(str(e).split())[:300], "pass a `datasets.Dataset`")
+        ) from None

@@ -1,10 +1,31 @@
-"""Tiny real models on disk, built from configurations, each with a tokenizer that knows a few hundred words."""
+"""What every test gets: no network, no cache of the user's, one thread, the same examples everywhere, tiny real models.
+
+The models lie on disk, built from configurations, each with a tokenizer that knows a few hundred words.
+"""
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
+# Before anything imports torch or the hub: both read these once.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HOME": tempfile.mkdtemp(prefix="tunekit-tests-"),
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "COLUMNS": "120",
+}
+
 import pytest
+from hypothesis import settings
+
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+settings.register_profile("tests", deadline=None, max_examples=60, derandomize=True, database=None)
+settings.load_profile("tests")
 
 WORDS = (
     "good bad fine poor great awful number the a is was what who where sun moon red blue of in and to : ? . "

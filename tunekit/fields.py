@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -86,9 +86,16 @@ def _fit_one(value: Any, hint: Any) -> tuple[bool, Any]:
     if hint is int and isinstance(value, Integral):
         return True, int(value)
     if hint is float and isinstance(value, Real):
-        finite = bool(abs(value) <= sys.float_info.max)
-        return finite, float(value) if finite else value
+        return _fit_float(value)
     return isinstance(value, hint), value
+
+
+def _fit_float(value: Real) -> tuple[bool, Any]:
+    try:
+        plain = float(value)
+    except OverflowError:  # an int beyond every float
+        return False, value
+    return math.isfinite(plain), plain
 
 
 def _fit_list(value: Any, args: tuple[Any, ...]) -> tuple[bool, Any]:

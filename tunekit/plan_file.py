@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.errors import InvalidError, MissingError, OccupiedError, UnreadableError, raise_all
+from tunekit.files import write_text
 from tunekit.finding import error
 
 
@@ -84,20 +85,14 @@ def write_file(path: Path, text: str, overwrite: bool) -> None:
         OccupiedError: `plan-file-exists`, unless `overwrite` is set or the file already holds this text.
         UnreadableError: `plan-file-unwritable`: a folder of that name, no permission, a full disk.
     """
-    aside = path.with_name(path.name + ".part")
     try:
         if path.is_file() and not overwrite and path.read_bytes() != text.encode():
             fix = "choose another name, or pass `overwrite=True`"
             raise OccupiedError(error("plan-file-exists", f"{path} exists", "it holds something else", fix))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(text.encode())
-        aside.replace(path)
+        write_text(path, text)
     except OccupiedError:
         raise
     except OSError as e:
-        if aside.is_file():
-            aside.unlink()
         why = e.strerror or str(e)
-        raise UnreadableError(
-            error("plan-file-unwritable", f"plan file {path}", why, "choose a name you may write")
-        ) from None
+        fix = "choose a name you may write"
+        raise UnreadableError(error("plan-file-unwritable", f"plan file {path}", why, fix)) from None

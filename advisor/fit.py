@@ -36,7 +36,8 @@ def fit(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted:
 
     The stages are tried in order of what they cost in quality and speed: as preferred, with the state sharded, a
     16-bit base, a 4-bit base. Within a stage, the largest micro-batch is sought without and, where that is not the
-    whole batch, with activation checkpointing; the shorter run is taken.
+    whole batch, with activation checkpointing; the shorter run is taken. Where the goal is memory, one row at a time
+    with checkpointing is taken instead.
     """
     refused: Finding | None = None
     last: Plan | None = None
@@ -104,7 +105,11 @@ def floor_bytes(workload: Workload, plan: Plan) -> float:
     # The vocabulary's table is not quantised.
     table = min(count, workload.model.vocab_size * workload.model.hidden_size)
     size = _DTYPE_BYTES[plan.dtype]
-    weights = size * count if plan.quantization is None else size * table + _QUANTIZED_BYTES[plan.quantization] * (count - table)
+    weights = (
+        size * count
+        if plan.quantization is None
+        else size * table + _QUANTIZED_BYTES[plan.quantization] * (count - table)
+    )
     weights /= devices if plan.sharding in _SHARDED_WEIGHTS else 1
     if plan.method.family != "full":
         return weights
@@ -115,7 +120,10 @@ def floor_bytes(workload: Workload, plan: Plan) -> float:
 
 # ---------------------------------------------------------------------------------------------- within a stage
 def _quickest(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted | None:
-    """The shorter of the run without and the run with checkpointing; the second is only tried where the first is cramped."""
+    """The shorter run of those without and with checkpointing; the second is only tried where the first is cramped."""
+    if workload.goal == "memory":
+        least = _tried(workload, _checkpointed(workload, _with_batch(plan, 1)), simulate)
+        return least if least.fits else None
     plain = _largest_batch(workload, plan, simulate)
     if plain is not None and plain.plan.gradient_accumulation_steps == 1:
         return plain

@@ -42,10 +42,21 @@ def propose(workload: Workload, methods: Iterable[str] | None = None) -> tuple[t
             finding = method.supports(workload.model, workload.task)
             plan = make_plan(workload, method)
             if finding is None:
-                plans.append(plan)
+                plans += [plan, *_smaller(workload, plan)]
             else:
                 refused.append(Entry(plan=plan, memory=None, duration=None, findings=(finding,)))
     return tuple(plans), tuple(refused)
+
+
+def _smaller(workload: Workload, plan: Plan) -> list[Plan]:
+    """Where the goal is memory, the plan on a 4-bit base beside it, whether or not a 16-bit one fits."""
+    if workload.goal != "memory" or plan.method.trains_base:
+        return []
+    half, mixed = (
+        ("bfloat16", "bf16") if workload.hardware.bf16 or workload.hardware.device == "cpu" else ("float16", "fp16")
+    )
+    smaller = plan.replace(quantization="nf4", dtype=half, mixed_precision=mixed)
+    return [smaller] if refusal(workload, smaller) is None else []
 
 
 def _classes(methods: Iterable[str] | None) -> list[type[Method]]:

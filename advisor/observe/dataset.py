@@ -109,7 +109,14 @@ def _task_without_rows(model: ModelFacts, task: str | Task, given: Given) -> Tas
 def _columns_without_rows(columns: Mapping[str, str] | None) -> list[Finding]:
     if not columns:
         return []
-    return [error("columns-without-dataset", "`columns` without `dataset`", "there are no columns to name", "pass `dataset=...`, or leave `columns` out")]
+    return [
+        error(
+            "columns-without-dataset",
+            "`columns` without `dataset`",
+            "there are no columns to name",
+            "pass `dataset=...`, or leave `columns` out",
+        )
+    ]
 
 
 def tokenizer_of(model: ModelFacts) -> PreTrainedTokenizerBase | None:

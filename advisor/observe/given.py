@@ -58,7 +58,12 @@ def _value_faults(
     num_examples: object, num_labels: object, mean_tokens: object, max_length: object, label_names: object, adapters: object,
     unlabelled: object,
 ) -> list[Finding]:  # fmt: skip
-    whole = {"num_examples": (num_examples, 0), "num_labels": (num_labels, 1), "max_length": (max_length, 1), "unlabelled": (unlabelled, 0)}
+    whole = {
+        "num_examples": (num_examples, 0),
+        "num_labels": (num_labels, 1),
+        "max_length": (max_length, 1),
+        "unlabelled": (unlabelled, 0),
+    }
     faults = [
         error(f"given-{name.replace('_', '-')}", f"`{name}` is {value!r}", f"it must be a whole number of at least {low}", f"set `{name}={max(low, 1)}` or more")
         for name, (value, low) in whole.items()
@@ -66,10 +71,24 @@ def _value_faults(
     ]  # fmt: skip
     numeric = isinstance(mean_tokens, int | float) and not isinstance(mean_tokens, bool)
     if mean_tokens is not None and not (numeric and 0 < mean_tokens < math.inf):  # type: ignore[operator]
-        faults.append(error("given-mean-tokens", f"`mean_tokens` is {mean_tokens!r}", "it must be a number above 0", "set `mean_tokens=128`"))
+        faults.append(
+            error(
+                "given-mean-tokens",
+                f"`mean_tokens` is {mean_tokens!r}",
+                "it must be a number above 0",
+                "set `mean_tokens=128`",
+            )
+        )
     for name, value in (("label_names", label_names), ("adapters", adapters)):
         if value is not None and (isinstance(value, str) or not isinstance(value, Sequence)):
-            faults.append(error(f"given-{name.replace('_', '-')}", f"`{name}` is {value!r}", "it must be a list of texts", f'write `{name}=["..."]`'))
+            faults.append(
+                error(
+                    f"given-{name.replace('_', '-')}",
+                    f"`{name}` is {value!r}",
+                    "it must be a list of texts",
+                    f'write `{name}=["..."]`',
+                )
+            )
     return faults
 
 
@@ -82,7 +101,14 @@ def contradictions(given: Given, task: Task, model: ModelFacts) -> list[Finding]
             error("given-labels-count", f"{len(names)} `label_names` with `num_labels={count}`", "each class has one name", f"set `num_labels={len(names)}`, or leave it out")
         )  # fmt: skip
     if names is not None and len(set(names)) != len(names):
-        faults.append(error("given-labels-twice", "`label_names` names a class twice", "each class has a name of its own", "remove the repeated one"))
+        faults.append(
+            error(
+                "given-labels-twice",
+                "`label_names` names a class twice",
+                "each class has a name of its own",
+                "remove the repeated one",
+            )
+        )
     if (names or count is not None) and task.name not in ("sequence-classification", "token-classification"):
         faults.append(
             error("given-labels-task", f"`{'num_labels' if count is not None else 'label_names'}` with task {task}", "it has no classes", "leave it out, or set `task` to a classification")
@@ -107,7 +133,14 @@ def facts_by_hand(given: Given, task: Task) -> tuple[DataFacts, tuple[Finding, .
         )  # fmt: skip
     classes = given.num_labels or len(given.label_names or ()) or None
     if classes is None and task.name in ("sequence-classification", "token-classification"):
-        faults.append(error("given-labels-needed", f"task {task} without classes", "their number sizes the head", "pass `num_labels=...` or `label_names=[...]`"))
+        faults.append(
+            error(
+                "given-labels-needed",
+                f"task {task} without classes",
+                "their number sizes the head",
+                "pass `num_labels=...` or `label_names=[...]`",
+            )
+        )
     raise_all(faults)
     assumed = given.mean_tokens is None
     mean = given.mean_tokens or min(_MEAN_TOKENS.get(task.name, 64), given.max_length or 10**9)

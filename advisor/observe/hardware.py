@@ -19,7 +19,7 @@ GIB = 2**30
 _GRAIN = GIB // 4
 """Free memory is read in these steps, so that the same machine gives the same advice from one minute to the next."""
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(?:g|gb|gib)$", re.IGNORECASE)
-_COUNT = re.compile(r"^(\d+)\s*[x×*]\s*(.+)$", re.IGNORECASE)
+_COUNT = re.compile(r"^(\d+)\s*[x*]\s*(.+)$", re.IGNORECASE)
 
 
 def hardware(spec: str | Hardware = "auto") -> Hardware:
@@ -45,7 +45,12 @@ def hardware(spec: str | Hardware = "auto") -> Hardware:
         return spec
     if not isinstance(spec, str):
         raise InvalidError(
-            error("hardware-unknown", f"hardware {spec!r}", "it must be a text or a `tunekit.Hardware`", 'write `hardware="24GB"`')
+            error(
+                "hardware-unknown",
+                f"hardware {spec!r}",
+                "it must be a text or a `tunekit.Hardware`",
+                'write `hardware="24GB"`',
+            )
         )
     text = spec.strip()
     if text.lower() == "auto":
@@ -66,7 +71,9 @@ def _described(text: str) -> Hardware:
         name = match[2].strip()
     machines, devices = (1, *counts)[-2:] if counts else (1, 1)
     if machines < 1 or devices < 1:
-        raise InvalidError(error("hardware-count", f"hardware {text!r}", "there must be at least one device", f'write "{name}"'))
+        raise InvalidError(
+            error("hardware-count", f"hardware {text!r}", "there must be at least one device", f'write "{name}"')
+        )
     shared: dict[str, Any] = {
         "device": "cuda", "num_devices": devices, "num_machines": machines,
     }  # fmt: skip
@@ -241,5 +248,10 @@ def _floor(size_bytes: int) -> int:
 
 def _no_device(text: str) -> Hardware:
     raise MissingError(
-        error("hardware-absent", f"hardware {text!r}", "this machine has no CUDA device", 'write `hardware="cpu"`, or name a card such as "24GB"')
+        error(
+            "hardware-absent",
+            f"hardware {text!r}",
+            "this machine has no CUDA device",
+            'write `hardware="cpu"`, or name a card such as "24GB"',
+        )
     )

@@ -113,14 +113,20 @@ def _read_folder(folder: Path, trust: bool) -> PretrainedConfig:
     if not path.is_file():
         adapter = (folder / "adapter_config.json").is_file() or (folder / "tunekit.json").is_file()
         why = "it holds an adapter, not a model" if adapter else "it has no config.json"
-        raise UnreadableError(error("model-unreadable", f"model folder {str(folder)!r}", why, "name the folder of the base model"))
+        raise UnreadableError(
+            error("model-unreadable", f"model folder {str(folder)!r}", why, "name the folder of the base model")
+        )
     try:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as e:
-        raise UnreadableError(error("model-unreadable", f"{path}", f"it is not JSON ({_short(e)})", "save the configuration again")) from None
+        raise UnreadableError(
+            error("model-unreadable", f"{path}", f"it is not JSON ({_short(e)})", "save the configuration again")
+        ) from None
     if not isinstance(values, dict) or "model_type" not in values:
         raise UnreadableError(
-            error("model-unreadable", f"{path}", "it names no `model_type`", "use the config.json of a transformers model")
+            error(
+                "model-unreadable", f"{path}", "it names no `model_type`", "use the config.json of a transformers model"
+            )
         )
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
@@ -188,10 +194,20 @@ def _explain(name: str, e: Exception) -> MissingError | UnreadableError | Unsupp
         )  # fmt: skip
     if isinstance(e, OSError):
         return MissingError(
-            error("model-unreachable", f"model {name!r}", _short(e), "check the id, your access to it and the network, or give a local folder")
+            error(
+                "model-unreachable",
+                f"model {name!r}",
+                _short(e),
+                "check the id, your access to it and the network, or give a local folder",
+            )
         )
     return UnreadableError(
-        error("model-unreadable", f"model {name!r}", _short(e), "check that this transformers version knows the architecture")
+        error(
+            "model-unreadable",
+            f"model {name!r}",
+            _short(e),
+            "check that this transformers version knows the architecture",
+        )
     )
 
 
@@ -209,7 +225,10 @@ def _chat_in_cache(name: str, revision: str | None) -> bool:
     """Whether the files of a hub id that are already here hold a chat template; nothing is fetched for it."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = (try_to_load_from_cache(name, file, revision=revision) for file in ("chat_template.jinja", "tokenizer_config.json"))
+    found = (
+        try_to_load_from_cache(name, file, revision=revision)
+        for file in ("chat_template.jinja", "tokenizer_config.json")
+    )
     return any(isinstance(path, str) and _chat_in_folder(Path(path).parent) for path in found)
 
 
@@ -231,7 +250,9 @@ def _cached_facts(config_json: str) -> tuple[tuple[str, Any], ...]:
         )  # fmt: skip
     text = config.get_text_config()
     skeleton = _skeleton(config, side)
-    experts = (getattr(text, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"))
+    experts = (
+        getattr(text, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    )
     facts = {
         "config_json": config_json,
         "model_type": config.model_type,
@@ -245,7 +266,9 @@ def _cached_facts(config_json: str) -> tuple[tuple[str, Any], ...]:
         "has_bias": any(name.endswith(".bias") for name, _ in skeleton.named_parameters()),
         "can_checkpoint": bool(getattr(type(skeleton), "supports_gradient_checkpointing", False)),
         "tasks": tasks,
-        "head_names": tuple((name, _head_names(config, Task.named(name))) for name in tasks if Task.named(name).has_head),
+        "head_names": tuple(
+            (name, _head_names(config, Task.named(name))) for name in tasks if Task.named(name).has_head
+        ),
     }
     return tuple(facts.items())
 
@@ -289,7 +312,9 @@ def _tasks(config: PretrainedConfig) -> tuple[str, ...]:
     """The tasks that transformers has an auto class of this architecture for and that it was pretrained for."""
     side = _side(config)
     unfit = {"encoder": ("causal-lm", "seq2seq"), "decoder": ("seq2seq",), "seq2seq": ("causal-lm",)}[side]
-    return tuple(task for task, mapping in _MAPPINGS.items() if task not in unfit and config.model_type in _names(mapping))
+    return tuple(
+        task for task, mapping in _MAPPINGS.items() if task not in unfit and config.model_type in _names(mapping)
+    )
 
 
 def _skeleton(config: PretrainedConfig, side: Side) -> nn.Module:
@@ -301,7 +326,12 @@ def _skeleton(config: PretrainedConfig, side: Side) -> nn.Module:
         return build(config, Task.named(task) if task and task in _tasks(config) else None)
     except Exception as e:
         raise UnreadableError(
-            error("model-unreadable", f"a `{config.model_type}` configuration", f"transformers cannot build it ({_short(e)})", "check its sizes")
+            error(
+                "model-unreadable",
+                f"a `{config.model_type}` configuration",
+                f"transformers cannot build it ({_short(e)})",
+                "check its sizes",
+            )
         ) from None
 
 
@@ -320,7 +350,9 @@ def _num_layers(text: PretrainedConfig, side: Side) -> int:
     )  # fmt: skip
     if side != "seq2seq":
         return first
-    second = next((n for key in ("decoder_layers", "num_decoder_layers") if isinstance(n := getattr(text, key, None), int)), first)
+    second = next(
+        (n for key in ("decoder_layers", "num_decoder_layers") if isinstance(n := getattr(text, key, None), int)), first
+    )
     return first + second
 
 

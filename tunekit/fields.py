@@ -128,14 +128,15 @@ def check_types(obj: Any, prefix: str) -> list[Finding]:
 
     Called by `__post_init__` only: afterwards the object never changes.
     """
+    cls: type = type(obj)
     unfit = {}
-    for name, hint in hints(type(obj)).items():
+    for name, hint in hints(cls).items():
         ok, fitted = fit(getattr(obj, name), hint)
         if ok:
             object.__setattr__(obj, name, fitted)
         else:
             unfit[name] = getattr(obj, name)
-    return list(type_faults(type(obj), unfit, prefix).values())
+    return list(type_faults(cls, unfit, prefix).values())
 
 
 def to_plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from tunekit.fields import (
     type_faults,
     unknown_keys,
 )
-from tunekit.finding import error
+from tunekit.finding import Finding, error
 from tunekit.plan_faults import combination_faults, range_faults
 from tunekit.plan_file import read_file, write_file
 from tunekit.task import ProblemType
@@ -261,7 +261,8 @@ class Plan:
 
 def _build(values: dict[str, Any]) -> Plan:
     """A plan from plain values, or one error with every fault in them, those of its parts included."""
-    faults, broken = [], []
+    faults: list[Finding] = []
+    broken: list[str] = []
     for name, build in (("method", _method), ("objective", _objective), ("data", _data)):
         if values.get(name) is not None:
             try:

@@ -20,9 +20,9 @@ _DIGEST_ROWS = 1000
 
 def versions() -> dict[str, str]:
     """Versions of tunekit and of what it stands on, where installed."""
-    import tunekit
+    from tunekit import __version__
 
-    found = {"python": platform.python_version(), "tunekit": tunekit.__version__}
+    found = {"python": platform.python_version(), "tunekit": __version__}
     for name in _PACKAGES:
         try:
             found[name] = metadata.version(name)

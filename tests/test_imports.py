@@ -12,20 +12,23 @@ from source_tree import modules
 
 ORDER = (
     "files", "errors", "finding", "fields", "task", "workload", "structure", "contracts", "discovery", "plan_faults", "plan_file",
-    "plan", "estimate", "advice",
+    "plan", "estimate", "advice_text", "advice_html", "advice",
 )  # fmt: skip
 """The nouns: each may import what stands before it."""
 
 NOUNS = {f"tunekit.{name}" for name in ORDER}
 FORMATS = {"tunekit.snapshot", "tunekit.peft_format", "tunekit.delta_format"}
+PROMPTS = {"tunekit.attention", "tunekit.deep_prompt"}
 ROWS: dict[str, set[str]] = {
     "tunekit.data": {*NOUNS, "tunekit.data"},
     "tunekit.quantization": NOUNS,
     "tunekit.sharding": NOUNS,
     "tunekit.snapshot": NOUNS,
-    "tunekit.peft_format": {*NOUNS, "tunekit.snapshot"},
     "tunekit.delta_format": {*NOUNS, "tunekit.snapshot"},
-    "tunekit.methods": {*NOUNS, *FORMATS, "tunekit.data", "tunekit.quantization"},
+    "tunekit.peft_format": {*NOUNS, "tunekit.snapshot", "tunekit.delta_format"},
+    "tunekit.attention": NOUNS,
+    "tunekit.deep_prompt": {*NOUNS, "tunekit.attention"},
+    "tunekit.methods": {*NOUNS, *FORMATS, *PROMPTS, "tunekit.data", "tunekit.quantization"},
     "tunekit.objectives": {*NOUNS, "tunekit.data", "tunekit.quantization"},
     "tunekit.attach": {*NOUNS, *FORMATS},
     "tunekit.metrics": {*NOUNS, "tunekit.data"},
@@ -82,6 +85,8 @@ def imported(tree: ast.AST, into_functions: bool = True) -> Iterator[tuple[str, 
             assert node.level == 0, "relative import"
             for a in node.names:
                 whole = f"{node.module}.{a.name}"
+                if whole == "tunekit.__version__":
+                    continue
                 yield (whole if whole in MODULES else str(node.module)), a.asname or a.name
 
 

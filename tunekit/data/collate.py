@@ -1,0 +1,96 @@
+"""Collate: rows of different lengths to one padded batch, by transformers' own collators."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tunekit.errors import UnsupportedError
+from tunekit.finding import error
+from tunekit.task import Task
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+KEPT = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "labels", "start_positions", "end_positions")
+"""Columns that go into a batch; others stay behind."""
+
+_PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+"""What vocabularies call a token that may stand for padding, the most fitting first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collator:
+    """Pads a batch to its longest row; labels with -100. Can be pickled, so data loader workers can use it."""
+
+    task: str
+    """The task's name."""
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
+    """transformers' collator of the task."""
+
+    def __call__(self, features: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """The batch, one tensor a column."""
+        rows = [{k: v for k, v in row.items() if k in KEPT and v is not None} for row in features]
+        return dict(self.collate(rows))
+
+
+def collator(
+    task: Task, tokenizer: PreTrainedTokenizerBase, *, pad_to_multiple_of: int | None = None
+) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+    """The function from rows of `encode` to a padded batch.
+
+    Args:
+        task: What the rows are for.
+        tokenizer: Tells the padding token and the side; left as it is. One without a padding token is replaced by a
+            copy that has one, see `ensure_pad_token`.
+        pad_to_multiple_of: Round lengths up to a multiple, in tokens; tensor cores like 8.
+
+    Raises:
+        UnsupportedError: `pad-token-missing`.
+    """
+    import transformers
+
+    tokenizer = ensure_pad_token(tokenizer)
+    settings = {"tokenizer": tokenizer, "pad_to_multiple_of": pad_to_multiple_of}
+    build = {
+        # The labels of a causal model stand beside the tokens, as tags do: padded with -100, on the tokenizer's side.
+        "causal-lm": transformers.DataCollatorForTokenClassification,
+        "token-classification": transformers.DataCollatorForTokenClassification,
+        "seq2seq": transformers.DataCollatorForSeq2Seq,
+        "multiple-choice": transformers.DataCollatorForMultipleChoice,
+    }.get(task.name, transformers.DataCollatorWithPadding)
+    return Collator(task=task.name, collate=build(**settings))
+
+
+def ensure_pad_token(
+    tokenizer: PreTrainedTokenizerBase, model_config: PretrainedConfig | None = None
+) -> PreTrainedTokenizerBase:
+    """A tokenizer with a padding token: the one passed if it has one, otherwise a copy that does.
+
+    The copy pads with what the model's configuration names, else with a token of the vocabulary that is meant for it,
+    else with the end-of-sequence token. That one is safe here: labels are padded with -100, never found by the token.
+    No token is added, so the embeddings keep their size.
+
+    Args:
+        tokenizer: Left as it is.
+        model_config: The model's configuration, if at hand.
+
+    Raises:
+        UnsupportedError: `pad-token-missing`.
+    """
+    if tokenizer.pad_token_id is not None:
+        return tokenizer
+    named = getattr(model_config, "pad_token_id", None)
+    vocabulary = tokenizer.get_vocab()
+    token = tokenizer.convert_ids_to_tokens(named) if isinstance(named, int) and 0 <= named < len(tokenizer) else None
+    token = token or next((t for t in _PAD_TOKENS if t in vocabulary), None) or tokenizer.eos_token
+    if token is None:
+        raise UnsupportedError(
+            error("pad-token-missing", f"tokenizer `{type(tokenizer).__name__}`", "it has no padding token, and none that could stand for it", "set `tokenizer.pad_token` to a token of its vocabulary")
+        )  # fmt: skip
+    padded = copy.deepcopy(tokenizer)
+    padded.pad_token = token
+    return padded

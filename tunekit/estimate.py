@@ -48,7 +48,14 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimeEstimate:
-    """Duration of the run, predicted before it. All durations in seconds."""
+    """Duration of the run, predicted before it. All durations in seconds.
+
+    Example:
+        >>> t = TimeEstimate(step_seconds=0.5, num_steps=100, total_seconds=50.0, interval=(40.0, 75.0),
+        ...                  tokens_per_second=2000.0)
+        >>> t.step_seconds * t.num_steps == t.total_seconds
+        True
+    """
 
     step_seconds: float
     """One optimizer step, accumulation included."""

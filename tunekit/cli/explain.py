@@ -1,0 +1,154 @@
+"""`tunekit explain`: what a method, a setting of it, a setting of a plan, an objective or a rule means."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+from typing import Annotated, Any
+
+import typer
+
+from tunekit.cli.session import Answer, AsJson, Verbose, command
+
+
+@command
+def answer(
+    topic: Annotated[str, typer.Argument(help="lora, lora.r, plan, plan.warmup, data, a rule's slug, ...")],
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> Answer:
+    """Say what a method, an objective, a rule, a callback or a setting means, and where it comes from.
+
+    [dim]Example:[/dim] tunekit explain lora.use_rslora
+    """
+    name, _, field = topic.partition(".")
+    found = _find(name)
+    data = _rule(found) if hasattr(found, "judge") else _class(found, name, field)
+    return Answer(data=data, text=lambda: _text(data))
+
+
+def _find(name: str) -> Any:
+    from tunekit.discovery import find, slugs
+    from tunekit.errors import InvalidError
+    from tunekit.finding import error, nearest
+    from tunekit.plan import DataSpec, Plan
+
+    own = {"plan": Plan, "data": DataSpec}
+    kinds = ("method", "objective", "rule", "callback")
+    if name in own:
+        return own[name]
+    for kind in kinds:
+        if name in slugs(kind):
+            return find(kind, name)
+    known = [*own, *(slug for kind in kinds for slug in slugs(kind))]
+    raise InvalidError(error("topic-unknown", f"{name!r}", "nothing here has that name", nearest(name, known)))
+
+
+def _class(cls: Any, name: str, field: str) -> dict[str, Any]:
+    from tunekit.errors import InvalidError
+    from tunekit.finding import error, nearest
+
+    settings = settings_of(cls)
+    if field:
+        if field not in settings:
+            raise InvalidError(
+                error(
+                    "setting-unknown", f"`{topic_of(name, field)}`", "no such setting", nearest(field, list(settings))
+                )
+            )
+        return {"topic": topic_of(name, field), **settings[field]}
+    return {
+        "topic": name,
+        "text": inspect.cleandoc(cls.__doc__ or ""),
+        "reference": getattr(cls, "reference", ""),
+        "settings": settings,
+    }
+
+
+def topic_of(name: str, field: str) -> str:
+    """What a user types for a setting."""
+    return f"{name}.{field}"
+
+
+def settings_of(cls: Any) -> dict[str, dict[str, Any]]:
+    """Type, default and documentation of every field of a dataclass, the documentation read off its source.
+
+    Example:
+        >>> from tunekit.plan import DataSpec
+        >>> settings_of(DataSpec)["eval_path"]
+        {'type': 'a text or null', 'default': None, 'text': 'A file of its own for evaluation.'}
+    """
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    from tunekit.fields import describe, hints, to_plain
+
+    docs = {k: v for base in reversed(cls.__mro__) if base is not object for k, v in _field_docs(base).items()}
+    known, found = hints(cls), {}
+    for f in dataclasses.fields(cls):
+        if not f.init:
+            continue
+        found[f.name] = {"type": describe(known[f.name])}
+        if f.default is not dataclasses.MISSING:
+            found[f.name]["default"] = to_plain(f.default)
+        elif f.default_factory is not dataclasses.MISSING:
+            found[f.name]["default"] = to_plain(f.default_factory())
+        found[f.name]["text"] = docs.get(f.name, "")
+    return found
+
+
+def _field_docs(cls: Any) -> dict[str, str]:
+    """The string that stands under each annotated field in the source of one class."""
+    try:
+        tree = ast.parse(inspect.cleandoc(inspect.getsource(cls)))
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    return {
+        a.target.id: inspect.cleandoc(b.value.value)
+        for a, b in itertools.pairwise(body)
+        if isinstance(a, ast.AnnAssign)
+        and isinstance(a.target, ast.Name)
+        and isinstance(b, ast.Expr)
+        and isinstance(b.value, ast.Constant)
+        and isinstance(b.value.value, str)
+    }
+
+
+def _rule(rule: Any) -> dict[str, Any]:
+    examples = [rule.judge(question) for question in rule.fires()]
+    return {
+        "topic": rule.slug,
+        "text": rule.title,
+        "reference": rule.source,
+        "examples": [f.to_dict() for f in examples if f is not None],
+    }
+
+
+def _text(data: dict[str, Any]) -> str:
+    lines = [data["topic"], "", data["text"] or "(no further words)"]
+    if "type" in data:
+        lines += ["", f"{data['type']}{_default(data)}"]
+    if data.get("settings"):
+        lines += ["", "settings"]
+    for name, setting in data.get("settings", {}).items():
+        lines.append(f"  {name}: {setting['type']}{_default(setting)}")
+        lines += [f"      {line}" for line in setting["text"].splitlines()]
+    lines += [f"  says: {example['seen']}" for example in data.get("examples", [])]
+    if data.get("reference"):
+        lines += ["", f"source: {data['reference']}"]
+    return "\n".join(lines)
+
+
+def _default(setting: dict[str, Any]) -> str:
+    if "default" not in setting:
+        return "; must be given"
+    value = setting["default"]
+    words = {None: "null", True: "true", False: "false", "": "empty"}
+    shown = (
+        words.get(value, value)
+        if not isinstance(value, list | dict | int | float) or isinstance(value, bool)
+        else value
+    )
+    return f"; default {shown if shown not in ([], {}) else 'empty'}"

@@ -1,0 +1,63 @@
+"""`tunekit train`: run a plan."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from tunekit.cli.session import Answer, AsJson, Verbose, command
+
+
+@command
+def answer(
+    plan: Annotated[str, typer.Argument(help="A plan file with `data`.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the plan to change.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into an output folder that is not empty.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> Answer:
+    """Train what a plan says, through a transformers Trainer; on several processes by `accelerate launch -m tunekit`.
+
+    [dim]Example:[/dim] tunekit train plan.yaml learning_rate=1e-4 output_dir=runs/second
+    """
+    from tunekit.cli.values import read_plan
+
+    read = read_plan(plan, changes or ())
+    from tunekit.assemble import run
+    from tunekit.callbacks.progress import Progress
+
+    progress = Progress(title=read.method.title)
+    try:
+        record = run(read, overwrite=overwrite, resume=resume, callbacks=[progress], disable_tqdm=True)
+    finally:
+        progress.close()
+    return Answer(data=record, text=lambda: _text(record, read.output_dir))
+
+
+def _text(record: dict[str, Any], folder: str) -> str:
+    from tunekit.callbacks.progress import clock, metrics_line
+
+    lines = []
+    if record["evaluations"]:
+        last = {k: v for k, v in record["evaluations"][-1].items() if k.startswith("eval_")}
+        lines.append(f"evaluation: {metrics_line(last)}")
+    measured = record["measured"]
+    if measured["duration"]:
+        lines.append(f"{record['steps']['done']} steps in {clock(measured['duration']['wall_seconds'])}")
+    if measured["memory"]:
+        lines.append(f"peak memory: {_memory(record)}")
+    lines.append(f"saved {folder}{os.sep} (look at it with `tunekit report {folder}`)")
+    return "\n".join(lines)
+
+
+def _memory(record: dict[str, Any]) -> str:
+    predicted, measured = record["predicted"]["memory"], record["measured"]["memory"]
+    text = f"{measured['device_bytes'] / 2**30:.2f} GiB measured"
+    return f"{text}, {predicted['device_bytes'] / 2**30:.2f} GiB predicted" if predicted else text

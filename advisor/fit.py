@@ -36,11 +36,12 @@ def fit(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted:
 
     The stages are tried in order of what they cost in quality and speed: as preferred, with the state sharded, a
     16-bit base, a 4-bit base. Within a stage, the largest micro-batch is sought without and, where that is not the
-    whole batch, with activation checkpointing; the shorter run is taken. Where the goal is memory, one row at a time
-    with checkpointing is taken instead.
+    whole batch, with activation checkpointing; the shorter run is taken. Where the goal is speed, the shortest run of
+    all stages is taken; where it is memory, one row at a time with checkpointing.
     """
     refused: Finding | None = None
     last: Plan | None = None
+    shortest: Fitted | None = None
     for staged in stages(workload, plan):
         reason = refusal(workload, staged)
         if reason is not None:
@@ -50,8 +51,11 @@ def fit(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted:
         if floor_bytes(workload, staged) > workload.hardware.memory_bytes:
             continue
         found = _quickest(workload, staged, simulate)
-        if found is not None:
+        if found is not None and workload.goal != "speed":
             return found
+        shortest = _shorter(shortest, found)
+    if shortest is not None:
+        return shortest
     if last is None:
         return Fitted(plan=plan, memory=None, duration=None, fits=False, refused=refused)
     smallest = _checkpointed(workload, _with_batch(last, 1))
@@ -131,8 +135,13 @@ def _quickest(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted | No
     if saving is plan:
         return plain
     saved = _largest_batch(workload, saving, simulate)
-    found = [f for f in (plain, saved) if f is not None]
-    return min(found, key=lambda f: f.duration.total_seconds if f.duration else 0.0, default=None)
+    return _shorter(plain, saved)
+
+
+def _shorter(*found: Fitted | None) -> Fitted | None:
+    """The one with the shorter predicted run, the first where they are equal."""
+    timed = [f for f in found if f is not None]
+    return min(timed, key=lambda f: f.duration.total_seconds if f.duration else 0.0, default=None)
 
 
 def _checkpointed(workload: Workload, plan: Plan) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from tunekit.advice_text import duration, headline, memory, method_text, question, rank, settings, trained
+from tunekit.advice_text import TIED, duration, headline, memory, method_text, question, rank, settings, trained
 
 if TYPE_CHECKING:
     from tunekit.advice import Advice, Entry
@@ -48,11 +48,7 @@ def _table(advice: Advice) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("#", "method", "trains", "memory, GiB", "time"))
     rows = "\n".join(_row(advice, i) for i in range(len(advice.ranked)))
     tied = len({e.tie for e in advice.ranked}) < len(advice.ranked)
-    note = (
-        "<small>= tied: no evidence tells these apart; ordered by predicted time, memory and size.</small>"
-        if tied
-        else ""
-    )
+    note = f"<small>{TIED}</small>" if tied else ""
     return f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>{note}"
 
 

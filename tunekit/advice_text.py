@@ -23,6 +23,7 @@ _WIDTH = (80, 120)
 _INDENT = "     "
 _SIGNS = {"favours": "+", "disfavours": "-", "error": "x", "warning": "!", "note": "i"}
 _STYLES = {"favours": "32", "disfavours": "33", "error": "31", "warning": "33", "note": "2"}
+TIED = "= tied: no evidence tells these apart; ordered by predicted time, memory and size."
 Line = tuple[str, str]
 """A line and its ANSI style, empty for plain."""
 
@@ -102,16 +103,19 @@ def _ranked(advice: Advice, width: int) -> Iterator[Line]:
     cells = [_cells(advice, i) for i in range(len(advice.ranked))]
     head = ("#", "method", "trains", "memory, GiB", "time")
     widths = [max(len(row[i]) for row in (head, *cells)) for i in range(5)]
-    widths[1] += max(0, min(12, width - sum(widths) - 8))
+    room = width - len(_row(("",) * 5, [0, 0, *widths[2:]]))
+    widths[1] = min(room, widths[1] + 12)
     yield _row(head, widths), "2"
     yield "-" * len(_row(("",) * 5, widths)), "2"
     for entry, row in zip(advice.ranked, cells, strict=True):
-        yield _row(row, widths), "1"
-        yield from _wrapped(settings(entry.plan), width, "2")
+        name, *more = textwrap.wrap(row[1], widths[1])
+        yield _row((row[0], name, *row[2:]), widths), "1"
+        yield from _wrapped("; ".join([*more, settings(entry.plan)]), width, "2")
         yield from _reason(entry, width)
     if len({e.tie for e in advice.ranked}) < len(advice.ranked):
         yield "", ""
-        yield "= tied: no evidence tells these apart; ordered by predicted time, memory and size.", "2"
+        for line in textwrap.wrap(TIED, width):
+            yield line, "2"
 
 
 def _cells(advice: Advice, index: int) -> tuple[str, ...]:

@@ -1,0 +1,171 @@
+"""PyTorch's caching allocator for CUDA, replayed without CUDA: what it reserves for a sequence of allocations.
+
+Follows c10/cuda/CUDACachingAllocator.cpp with its default settings: sizes rounded to 512 bytes; requests up to 1 MiB from
+segments of 2 MiB; up to 10 MiB from segments of 20 MiB; larger ones from segments of their own, rounded to 2 MiB; the
+smallest free block that is large enough is taken and split; neighbours are joined when freed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tunekit.advisor.simulate.depth import Timeline
+
+KIB, MIB = 2**10, 2**20
+_ROUND = 512
+_SMALL = MIB
+_SMALL_SEGMENT = 2 * MIB
+_LARGE_SEGMENT = 20 * MIB
+_MIN_LARGE = 10 * MIB
+_ROUND_LARGE = 2 * MIB
+
+
+class _Block:
+    """A piece of a segment; `key` orders free blocks by size, then age."""
+
+    __slots__ = ("after", "before", "free", "key", "small")
+
+    def __init__(self, key: tuple[int, int], small: bool) -> None:
+        self.key, self.small, self.free = key, small, False
+        self.before: _Block | None = None
+        self.after: _Block | None = None
+
+
+class CachingAllocator:
+    """Replays allocations and frees by name and keeps the peaks.
+
+    Example:
+        >>> a = CachingAllocator()
+        >>> a.allocate(0, 100)
+        >>> a.allocated, a.reserved
+        (512, 2097152)
+        >>> a.free(0)
+        >>> a.allocated, a.reserved
+        (0, 2097152)
+    """
+
+    def __init__(self) -> None:
+        self.allocated = self.reserved = 0
+        self.peak_allocated = self.peak_reserved = 0
+        self._pools: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+        self._blocks: dict[int, _Block] = {}
+        self._free: dict[int, _Block] = {}
+        self._age = 0
+
+    def allocate(self, name: int, num_bytes: int) -> None:
+        """Takes `num_bytes` under a name that is not in use."""
+        size = -(-num_bytes // _ROUND) * _ROUND or _ROUND
+        small = size <= _SMALL
+        pool = self._pools[small]
+        at = bisect_left(pool, (size, -1))
+        if at < len(pool):
+            block = self._free.pop(pool.pop(at)[1])
+        else:
+            block = self._segment(size, small)
+        block.free = False
+        self._split(block, size)
+        self._blocks[name] = block
+        self.allocated += block.key[0]
+        self.peak_allocated = max(self.peak_allocated, self.allocated)
+
+    def free(self, name: int) -> None:
+        """Gives back what was taken under a name; joins free neighbours."""
+        block = self._blocks.pop(name)
+        self.allocated -= block.key[0]
+        for other in (block.before, block.after):
+            if other is not None and other.free:
+                self._withdraw(other)
+                self._join(block, other)
+        self._offer(block)
+
+    def __contains__(self, name: int) -> bool:
+        return name in self._blocks
+
+    def empty_cache(self) -> None:
+        """Gives segments without any allocation back to the device."""
+        for pool in self._pools.values():
+            for size, age in list(pool):
+                block = self._free[age]
+                if block.before is None and block.after is None:
+                    self._withdraw(block)
+                    self.reserved -= size
+
+    def _segment(self, size: int, small: bool) -> _Block:
+        if small:
+            total = _SMALL_SEGMENT
+        elif size < _MIN_LARGE:
+            total = _LARGE_SEGMENT
+        else:
+            total = -(-size // _ROUND_LARGE) * _ROUND_LARGE
+        self.reserved += total
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
+        return self._block(total, small)
+
+    def _block(self, size: int, small: bool) -> _Block:
+        self._age += 1
+        return _Block((size, self._age), small)
+
+    def _split(self, block: _Block, size: int) -> None:
+        rest = block.key[0] - size
+        if rest < _ROUND if block.small else rest <= _SMALL:
+            return
+        block.key = (size, block.key[1])
+        remainder = self._block(rest, block.small)
+        remainder.before, remainder.after = block, block.after
+        if block.after is not None:
+            block.after.before = remainder
+        block.after = remainder
+        self._offer(remainder)
+
+    def _offer(self, block: _Block) -> None:
+        block.free = True
+        insort(self._pools[block.small], block.key)
+        self._free[block.key[1]] = block
+
+    def _withdraw(self, block: _Block) -> None:
+        pool = self._pools[block.small]
+        del pool[bisect_left(pool, block.key)]
+        del self._free[block.key[1]]
+
+    def _join(self, block: _Block, other: _Block) -> None:
+        block.key = (block.key[0] + other.key[0], block.key[1])
+        if other is block.before:
+            block.before = other.before
+            if other.before is not None:
+                other.before.after = block
+        else:
+            block.after = other.after
+            if other.after is not None:
+                other.after.before = block
+
+
+def replay(allocator: CachingAllocator, timeline: Timeline, steps: int = 2) -> None:
+    """Runs a recorded step several times; what lives before the step is allocated once, as a run does it.
+
+    What the step frees of it (the batch, the last outputs) is taken anew before the next one.
+    """
+    sizes, events = timeline.sizes.tolist(), timeline.events.tolist()
+    start = _end_of_start(timeline)
+    for event in events[:start]:
+        allocator.allocate(event, sizes[event])
+    for _ in range(steps):
+        born = set()
+        for event in events[start:]:
+            if event >= 0:
+                allocator.allocate(event, sizes[event])
+                born.add(event)
+            elif ~event in born or ~event in allocator:
+                allocator.free(~event)
+                born.discard(~event)
+        for name in born:
+            allocator.free(name)
+        for event in events[:start]:
+            if event not in allocator:
+                allocator.allocate(event, sizes[event])
+
+
+def _end_of_start(timeline: Timeline) -> int:
+    """Index of the first event of the step itself."""
+    return next((at for at, moment in timeline.moments if moment != "start"), len(timeline.events))

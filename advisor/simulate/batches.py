@@ -1,0 +1,102 @@
+"""The batches of a run as far as they decide shapes: how long the longest and the average padded row are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tunekit.advisor.simulate.loop import Loop, Shape
+from tunekit.plan import Plan
+from tunekit.workload import DataFacts, ModelFacts
+
+_ASSUMED_LENGTH = 512
+"""Tokens a row where neither plan, data nor model say anything."""
+_WINDOW = 80
+"""Rows that PEFT's benchmark sorts by length, longest first, before it cuts them into batches."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batches:
+    """The shapes a run's steps have."""
+
+    longest: Shape
+    """The largest batch of the run: it decides the memory."""
+    typical: Shape
+    """One with the average padded length: it decides the duration."""
+    mean_tokens: float
+    """Tokens a row without padding, target included."""
+
+
+def batches(plan: Plan, model: ModelFacts, data: DataFacts | None, loop: Loop) -> Batches:
+    """The shapes of a plan's batches.
+
+    Lengths come from the data, cut at `max_length` and at what the model's positions allow; without data every row is
+    as long as that allows.
+    """
+    cap = _cap(plan, model)
+    known = _cut(data.lengths if data else (), cap)
+    targets = _cut(data.target_lengths if data else (), cap)
+    rows = plan.per_device_train_batch_size
+    full = plan.packing or known is None
+    top = cap or _ASSUMED_LENGTH
+    longest = top if full or known is None else int(known.max())
+    mean = float(longest if full or known is None else expected_longest(known, rows, loop))
+    target = int(targets.max()) if targets is not None else (longest if plan.task == "seq2seq" else 0)
+    target_mean = expected_longest(targets, rows, loop) if targets is not None else target
+    padded = rows > 1 and not full and known is not None and bool(known.min() < known.max())
+    choices = (data.num_choices if data else None) or (2 if plan.task == "multiple-choice" else 1)
+    biggest = Shape(
+        batch=rows, length=longest, target_length=target, choices=choices, padded=padded,
+        previous_length=_previous(known, longest) if loop == "peft-benchmark" else 0,
+    )  # fmt: skip
+    usual = Shape(
+        batch=rows, length=_near(mean), target_length=_near(target_mean), choices=choices, padded=padded,
+        previous_length=_near(mean) if loop == "peft-benchmark" else 0,
+    )  # fmt: skip
+    tokens = float(known.mean() if known is not None and not full else longest)
+    tokens = (tokens + float(targets.mean() if targets is not None else target)) * choices
+    return Batches(longest=biggest, typical=usual, mean_tokens=tokens)
+
+
+def _cap(plan: Plan, model: ModelFacts) -> int | None:
+    return min((n for n in (plan.max_length, model.context_length) if n), default=None)
+
+
+def _cut(lengths: tuple[int, ...], cap: int | None) -> np.ndarray | None:
+    if not lengths:
+        return None
+    known = np.sort(np.array(lengths, dtype=np.int64))
+    return np.minimum(known, cap) if cap else known
+
+
+def expected_longest(lengths: np.ndarray, rows: int, loop: Loop = "trainer") -> float:
+    """The expected longest of `rows` rows drawn at random, or of a batch cut from a sorted window.
+
+    Args:
+        lengths: Tokens a row, ascending.
+        rows: Rows of a batch.
+        loop: `peft-benchmark` sorts windows of 80 rows.
+
+    Example:
+        >>> expected_longest(np.array([10, 10, 10]), 4)
+        10.0
+        >>> round(expected_longest(np.arange(1, 101), 1), 1)
+        50.5
+    """
+    n = len(lengths)
+    if loop == "peft-benchmark":
+        ranks = 1 - (np.arange(0, _WINDOW, rows) + 0.5) / _WINDOW
+        return float(np.quantile(lengths, ranks).mean())
+    shares = (np.arange(n + 1) / n) ** rows
+    return float((np.diff(shares) * lengths).sum())
+
+
+def _previous(known: np.ndarray | None, longest: int) -> int:
+    """The padded length of the batch before the longest one in PEFT's benchmark: the shortest of a sorted window."""
+    return int(np.quantile(known, 4 / _WINDOW)) if known is not None else longest
+
+
+def _near(length: float) -> int:
+    """A length rounded up to a multiple of eight, so that nearly equal questions share a trace."""
+    return -(-round(length) // 8) * 8

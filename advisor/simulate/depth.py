@@ -1,0 +1,347 @@
+"""Depth: a shallow copy of a deep model, and the exact extension of its trace to every block.
+
+A deep model repeats its blocks. The shallow copy keeps the first two, the last two and one of each kind in each
+neighbourhood between them; a block that was left out is a copy of one that was kept, and what it allocates and frees
+is that block's trace with the block numbers moved.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from tunekit.advisor.simulate.trace import PARTS, Cost, Segment, Trace
+from tunekit.advisor.weightless import DEPTH_KEYS
+
+_EDGE = 2
+"""Blocks kept at either end: the outermost one differs, and its neighbour frees what it made."""
+
+
+class DepthError(Exception):
+    """The shallow trace does not repeat as expected; the model has to be traced whole."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stack:
+    """One list of blocks, cut short."""
+
+    name: str
+    """The list's module name in the base model."""
+    kept: tuple[int, ...]
+    """Numbers, in the full model, of the blocks that were kept."""
+    templates: tuple[int, ...]
+    """For each block of the full model the position, among the kept ones, of the block that stands for it."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing was cut."""
+        return len(self.kept) == len(self.templates)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timeline:
+    """The events of a whole step on the full model."""
+
+    events: np.ndarray
+    """Storage numbers in the order they are born, their complements where they die."""
+    sizes: np.ndarray
+    """Bytes by storage number."""
+    parts: np.ndarray
+    """Index into `PARTS` by storage number."""
+    moments: tuple[tuple[int, str], ...]
+    """(index of the first event, moment), ascending."""
+    ops: tuple[tuple[str, Cost, int], ...]
+    """(moment, op, how often), in order of first occurrence."""
+
+
+# ---------------------------------------------------------------------- cutting
+def find_stacks(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """The outermost lists of modules that are long enough to repeat."""
+    found: list[tuple[str, nn.ModuleList]] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer, _ in found)
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and not inside:
+            found.append((name, module))
+    return found
+
+
+def cut(model: nn.Module, whole: bool = False) -> tuple[Stack, ...]:
+    """Cuts a weightless model short in place, with its configuration, and says how.
+
+    Args:
+        model: A model on the meta device.
+        whole: Keep every block.
+    """
+    stacks = []
+    for name, blocks in find_stacks(model):
+        kinds = [_kind(model, block, i, len(blocks)) for i, block in enumerate(blocks)]
+        kept = tuple(range(len(blocks))) if whole else keep(kinds)
+        stacks.append(Stack(name=name, kept=kept, templates=_templates(kinds, kept)))
+    if any(not s.whole for s in stacks):
+        if not _consistent(stacks):
+            return cut(model, whole=True)
+        for stack in stacks:
+            _cut_stack(model, stack)
+    return tuple(stacks)
+
+
+def _consistent(stacks: Sequence[Stack]) -> bool:
+    """Whether stacks of the same length are cut alike, so that one configuration can describe both."""
+    by_length: dict[int, set[tuple[int, ...]]] = {}
+    for stack in stacks:
+        by_length.setdefault(len(stack.templates), set()).add(stack.kept)
+    return all(len(cuts) == 1 for cuts in by_length.values())
+
+
+def _cut_stack(model: nn.Module, stack: Stack) -> None:
+    blocks = model.get_submodule(stack.name)
+    assert isinstance(blocks, nn.ModuleList)
+    parent, _, leaf = stack.name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, nn.ModuleList([blocks[i] for i in stack.kept]))
+    for new, old in enumerate(stack.kept):
+        for module in blocks[old].modules():
+            for key in ("layer_idx", "layer_id", "layer_number"):
+                if vars(module).get(key) == old:
+                    setattr(module, key, new)
+    for config in {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values():
+        _cut_config(config, stack)
+
+
+def _cut_config(config: object, stack: Stack) -> None:
+    """The configuration of the shallow model: its depth, and each list with one entry a block."""
+    length = len(stack.templates)
+    for key in DEPTH_KEYS:
+        if getattr(config, key, None) == length:
+            setattr(config, key, len(stack.kept))
+    for key, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == length:
+            setattr(config, key, [value[i] for i in stack.kept])
+
+
+def keep(kinds: Sequence[Hashable]) -> tuple[int, ...]:
+    """Numbers of the blocks to keep so that each one left out has a stand-in with the same kind and neighbours.
+
+    Example:
+        >>> keep(["a"] * 32)
+        (0, 1, 29, 30, 31)
+        >>> keep(["a", "b"] * 12)
+        (0, 1, 20, 21, 22, 23)
+    """
+    kept = list(range(len(kinds)))
+    while True:
+        shorter = _shorten(kept, kinds)
+        if shorter is None:
+            return tuple(kept)
+        kept = shorter
+
+
+def _shorten(kept: list[int], kinds: Sequence[Hashable]) -> list[int] | None:
+    """The list without its longest run of blocks that are not needed, or None."""
+    n = len(kept)
+    around = _neighbourhoods([kinds[i] for i in kept])
+    for length in range(n - 2 * _EDGE - 1, 0, -1):
+        for i in range(_EDGE, n - _EDGE - length):
+            j = i + length
+            if kinds[kept[i]] != kinds[kept[j]] or kinds[kept[i - 1]] != kinds[kept[j - 1]]:
+                continue
+            left = kept[:i] + kept[j:]
+            inner = set(around[_EDGE:i] + around[j : n - _EDGE])
+            if inner >= set(around[i:j]):
+                return left
+    return None
+
+
+def _neighbourhoods(kinds: Sequence[Hashable]) -> list[tuple[Hashable, ...]]:
+    padded = [None, *kinds, None]
+    return [(padded[i], padded[i + 1], padded[i + 2]) for i in range(len(kinds))]
+
+
+def _templates(kinds: Sequence[Hashable], kept: tuple[int, ...]) -> tuple[int, ...]:
+    if len(kept) == len(kinds):
+        return kept
+    around = _neighbourhoods(kinds)
+    own = {full: short for short, full in enumerate(kept)}
+    stand_in = {around[full]: short for short, full in enumerate(kept) if _EDGE <= short < len(kept) - _EDGE}
+    return tuple(own[i] if i in own else stand_in[around[i]] for i in range(len(kinds)))
+
+
+def _kind(model: nn.Module, block: nn.Module, index: int, length: int) -> Hashable:
+    """What makes two blocks the same: their modules, settings, parameters and entries of the configuration's lists."""
+    config = getattr(model, "config", None)
+    listed = tuple(
+        str(v[index])
+        for v in (vars(config).values() if config is not None else ())
+        if isinstance(v, list) and len(v) == length
+    )
+    modules = tuple((name, type(m).__name__, _settings(m, index)) for name, m in block.named_modules())
+    shapes = tuple((name, tuple(p.shape), p.dtype) for name, p in block.named_parameters())
+    return hash((listed, modules, shapes))
+
+
+def _settings(module: nn.Module, index: int) -> tuple[tuple[str, object], ...]:
+    return tuple(
+        (k, v)
+        for k, v in sorted(vars(module).items())
+        if isinstance(v, int | float | str | bool | torch.Size) and k not in ("layer_idx", "layer_id", "layer_number")
+    )
+
+
+def fresh(model: nn.Module) -> nn.Module:
+    """A copy of a weightless model that may be changed."""
+    return copy.deepcopy(model)
+
+
+# ---------------------------------------------------------------------- extending
+def extend(trace: Trace, stacks: Sequence[Stack]) -> Timeline:
+    """The timeline of the full model from the trace of the shallow one.
+
+    Raises:
+        DepthError: a block frees what its stand-in cannot name; the model has to be traced whole.
+    """
+    return _Extension(trace, stacks).timeline()
+
+
+class _Extension:
+    """One extension: walks the shallow segments in order and emits the full ones."""
+
+    def __init__(self, trace: Trace, stacks: Sequence[Stack]) -> None:
+        self._trace, self._stacks = trace, stacks
+        self._events: list[int] = []
+        self._sizes: list[int] = []
+        self._parts: list[int] = []
+        self._moments: list[tuple[int, str]] = []
+        self._ops: Counter[tuple[str, Cost]] = Counter()
+        self._runs = _runs(trace.segments)
+        self._run_of = {g: r for r, run in enumerate(self._runs) for g in run}
+        # (run, number of the full block or of the segment outside the blocks) -> numbers of what was born there
+        self._born: dict[tuple[int, int], list[int]] = {}
+        self._copies = [[[k for k, t in enumerate(s.templates) if t == i] for i in range(len(s.kept))] for s in stacks]
+        self._alive: set[int] = set()
+
+    def timeline(self) -> Timeline:
+        for r, run in enumerate(self._runs):
+            first = self._trace.segments[run[0]]
+            if first.block is None:
+                self._emit(run[0], r, None)
+                continue
+            stack = self._stacks[first.block[0]]
+            segments = {self._short(g): g for g in run}
+            self._check_run(segments, stack)
+            for k in self._order(run, stack):
+                g = segments.get(stack.templates[k])
+                if g is None:
+                    raise DepthError(f"no block stands for {k} of {stack.name} in {first.moment}")
+                self._emit(g, r, k)
+        return Timeline(
+            events=np.array(self._events, dtype=np.int64),
+            sizes=np.array(self._sizes, dtype=np.int64),
+            parts=np.array(self._parts, dtype=np.int64),
+            moments=tuple(self._moments),
+            ops=tuple((moment, cost, count) for (moment, cost), count in self._ops.items()),
+        )
+
+    def _check_run(self, segments: dict[int, int], stack: Stack) -> None:
+        """A stand-in for several blocks may only be repeated where its neighbours are visited too."""
+        for i in segments:
+            if stack.templates.count(i) > 1 and not {i - 1, i + 1} <= segments.keys():
+                raise DepthError(f"block {i} of {stack.name} is visited without its neighbours")
+
+    def _short(self, g: int) -> int:
+        block = self._trace.segments[g].block
+        assert block is not None
+        return block[1]
+
+    def _order(self, run: list[int], stack: Stack) -> range:
+        first, last = stack.kept[self._short(run[0])], stack.kept[self._short(run[-1])]
+        return range(first, last + 1) if last >= first else range(first, last - 1, -1)
+
+    def _emit(self, g: int, r: int, k: int | None) -> None:
+        segment = self._trace.segments[g]
+        if not self._moments or self._moments[-1][1] != segment.moment:
+            self._moments.append((len(self._events), segment.moment))
+        for cost, count in segment.ops.items():
+            self._ops[segment.moment, cost] += count
+        born = self._born.setdefault((r, -1 if k is None else k), [])
+        for event in segment.events:
+            if event >= 0:
+                number = len(self._sizes)
+                self._sizes.append(self._trace.sizes[event])
+                self._parts.append(PARTS.index(self._trace.parts[event]))
+                self._events.append(number)
+                born.append(number)
+                self._alive.add(number)
+            else:
+                for number in self._named(~event, segment, k):
+                    if number not in self._alive:
+                        raise DepthError("freed twice")
+                    self._alive.remove(number)
+                    self._events.append(~number)
+
+    def _named(self, storage: int, segment: Segment, k: int | None) -> list[int]:
+        """Numbers, in the full model, of what a shallow segment calls `storage` when it stands for block `k`."""
+        g, ordinal = self._trace.births[storage]
+        origin, r = self._trace.segments[g].block, self._run_of[g]
+        if origin is None:
+            blocks = [-1]
+        elif (
+            segment.block is not None
+            and k is not None
+            and origin[0] == segment.block[0]
+            and abs(origin[1] - segment.block[1]) <= 1
+        ):
+            blocks = [k + origin[1] - segment.block[1]]
+        else:
+            blocks = self._copies[origin[0]][origin[1]]
+        numbers = []
+        for block in blocks:
+            born = self._born.get((r, block), [])
+            if ordinal >= len(born) or self._sizes[born[ordinal]] != self._trace.sizes[storage]:
+                raise DepthError("a block does not repeat its stand-in")
+            numbers.append(born[ordinal])
+        return numbers
+
+
+def _runs(segments: Sequence[Segment]) -> list[list[int]]:
+    """Consecutive segments of one moment and stack whose blocks go steadily up or down; others by themselves."""
+    runs: list[list[int]] = []
+    step = 0
+    for g, segment in enumerate(segments):
+        previous = segments[runs[-1][-1]] if runs else None
+        if (
+            previous is not None
+            and previous.block
+            and segment.block
+            and previous.moment == segment.moment
+            and previous.block[0] == segment.block[0]
+        ):
+            move = segment.block[1] - previous.block[1]
+            if abs(move) == 1 and (len(runs[-1]) == 1 or move == step):
+                step = move
+                runs[-1].append(g)
+                continue
+        runs.append([g])
+    return runs
+
+
+def between(one: Timeline, other: Timeline, at: int, other_at: int, wanted: int) -> Timeline | None:
+    """The timeline at `wanted` on the straight line through two, or None where their events differ."""
+    same = (
+        np.array_equal(one.events, other.events)
+        and np.array_equal(one.parts, other.parts)
+        and [(m, c.name, n) for m, c, n in one.ops] == [(m, c.name, n) for m, c, n in other.ops]
+    )
+    if not same:
+        return None
+    share = (wanted - at) / (other_at - at)
+    sizes = np.rint(one.sizes + share * (other.sizes - one.sizes)).astype(np.int64)
+    ops = tuple(
+        (m, Cost(c.name, round(c.flops + share * (d.flops - c.flops)), round(c.num_bytes + share * (d.num_bytes - c.num_bytes)), c.dtype), n)
+        for (m, c, n), (_, d, _) in zip(one.ops, other.ops, strict=True)
+    )  # fmt: skip
+    return replace(one, sizes=sizes, ops=ops)

@@ -1,0 +1,203 @@
+"""A plan's peak memory and duration, put together from the recorded step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunekit.advisor.simulate.loop import Loop, Shape, Step
+from tunekit.estimate import MemoryEstimate, TimeEstimate
+from tunekit.plan import Plan
+from tunekit.task import Task
+from tunekit.workload import DataFacts, Hardware, ModelFacts, Workload
+
+MIB = 2**20
+_HOST_BYTES = 560 * MIB
+"""Resident memory of a Python process with torch, transformers and its Trainer loaded (torch 2.13 and transformers 5.23 for
+the CPU, Linux x86-64, after a first small step)."""
+_CONTEXT_BYTES = 500 * MIB
+"""CUDA context of a process, its kernels loaded lazily: 400 to 600 MiB on cards since Ampere."""
+_WORKSPACE_BYTES = 2 * (4096 * 2 + 16 * 8) * 1024
+"""cuBLAS's workspace, one for the forward and one for the backward thread (ATen/cuda/CublasHandlePool.cpp)."""
+_HOPPER_WORKSPACE_BYTES = 2 * 32 * MIB
+_TRACED_SPREAD = (0.97, 1.06)
+_PADDED_SPREAD = (0.95, 1.12)
+"""Batches of varying length leave holes in what the allocator holds."""
+_CPU_SPREAD = (0.85, 1.25)
+_COARSE_SPREAD = (0.5, 2.0)
+_TIME_SPREAD = (0.6, 1.7)
+
+
+def simulate(workload: Workload, plan: Plan, loop: Loop = "trainer") -> tuple[MemoryEstimate, TimeEstimate]:
+    """Peak memory of one device and duration of the run under a plan, for a workload.
+
+    Never raises for a model that cannot be traced: the estimates are then coarse, say so, and have wide bounds.
+
+    Args:
+        workload: Model, data and hardware.
+        plan: How it is trained.
+        loop: `trainer`, or `peft-benchmark` for PEFT's published runs.
+    """
+    memory = estimate_memory(plan, workload.hardware, workload.data, loop, workload.model)
+    return memory, estimate_time(plan, workload.hardware, workload.data, workload.model, loop)
+
+
+def estimate_memory(
+    plan: Plan,
+    hardware: Hardware,
+    data: DataFacts | None = None,
+    loop: Loop = "trainer",
+    model: ModelFacts | None = None,
+) -> MemoryEstimate:
+    """Peak memory of one device under a plan, from one training step traced on weightless tensors.
+
+    Args:
+        plan: How it is trained.
+        hardware: The devices.
+        data: None: every row is `max_length` long.
+        loop: `trainer`, or `peft-benchmark`.
+        model: None: read from the plan's `model`.
+    """
+    from tunekit.advisor.simulate.batches import batches
+    from tunekit.advisor.simulate.coarse import coarse_memory
+
+    model = model or _facts(plan)
+    shapes = batches(plan, model, data, loop)
+    try:
+        return _traced_memory(plan, hardware, data, loop, model, shapes.longest)
+    except Exception as e:  # whatever a model's code may raise on tensors without values
+        return coarse_memory(plan, hardware, model, shapes.longest, _device_bytes, _COARSE_SPREAD, _short(e))
+
+
+def _traced_memory(
+    plan: Plan, hardware: Hardware, data: DataFacts | None, loop: Loop, model: ModelFacts, shape: Shape
+) -> MemoryEstimate:
+    from tunekit.advisor.simulate.peak import peak
+    from tunekit.advisor.simulate.per_rank import per_rank
+
+    recorded = _recorded(plan, hardware, data, loop, model, shape)
+    share = per_rank(recorded, plan)
+    cuda = hardware.device == "cuda"
+    top = peak(share.timeline, 512 if cuda else 1)
+    fixed = {**share.fixed, **({"workspace": workspace_bytes(hardware)} if cuda else {})}
+    allocated = top.num_bytes + sum(fixed.values())
+    reserved = _reserved(share.timeline, fixed) if cuda else allocated
+    device = _device_bytes(hardware, reserved)
+    low, high = _PADDED_SPREAD if shape.padded else _TRACED_SPREAD
+    low, high = (low, high) if cuda else _CPU_SPREAD
+    return MemoryEstimate(
+        parts={**top.parts, **fixed},
+        allocated_bytes=allocated,
+        reserved_bytes=reserved,
+        device_bytes=device,
+        interval=(int(device * low), int(device * high)),
+        moment=top.moment,
+        reasons=(*recorded.assumed, *share.reasons, _length_reason(shape, data)),
+        trainable_parameters=recorded.trainable_parameters,
+        total_parameters=recorded.total_parameters,
+    )
+
+
+def _recorded(
+    plan: Plan, hardware: Hardware, data: DataFacts | None, loop: Loop, model: ModelFacts, shape: Shape
+) -> Any:
+    from tunekit.advisor.simulate.record import Subject, record
+
+    subject = Subject(
+        config_json=model.config_json,
+        task=Task.named(plan.task),
+        num_labels=data.num_labels if data else None,
+        problem_type=plan.problem_type or (data.problem_type if data else None),
+        dtype=plan.dtype,
+        attn_implementation=plan.attn_implementation,
+        quantization=plan.quantization,
+    )
+    step = Step(
+        loop=loop,
+        device=hardware.device,
+        optim=plan.optim,
+        clips=plan.max_grad_norm > 0,
+        accumulates=plan.gradient_accumulation_steps > 1,
+        mixed_precision=plan.mixed_precision,
+        checkpoints=plan.activation_checkpointing,
+    )
+    return record(subject, plan.method, plan.objective, shape, step)
+
+
+def _reserved(timeline: Any, fixed: dict[str, int]) -> int:
+    """What PyTorch's allocator holds after two such steps."""
+    from tunekit.advisor.simulate.allocator import CachingAllocator, replay
+
+    allocator = CachingAllocator()
+    for name, size in enumerate(fixed.values(), start=1):
+        allocator.allocate(-name, size)
+    replay(allocator, timeline)
+    return allocator.peak_reserved
+
+
+def workspace_bytes(hardware: Hardware) -> int:
+    """What cuBLAS keeps for itself on a card."""
+    hopper = any(name in hardware.name.upper() for name in ("H100", "H200", "GH200", "H20", "B200", "B100"))
+    return _HOPPER_WORKSPACE_BYTES if hopper else _WORKSPACE_BYTES
+
+
+def _device_bytes(hardware: Hardware, reserved: int) -> int:
+    return reserved + (_CONTEXT_BYTES if hardware.device == "cuda" else _HOST_BYTES)
+
+
+def _length_reason(shape: Shape, data: DataFacts | None) -> str:
+    known = "the longest row" if data is not None and data.lengths else "every row at the longest length"
+    return f"a batch of {shape.batch} rows of {shape.length} tokens ({known})"
+
+
+def _facts(plan: Plan) -> ModelFacts:
+    from tunekit.advisor.observe.model import model_facts
+
+    return model_facts(plan.model, plan.revision)
+
+
+def _short(e: Exception) -> str:
+    return " ".join(f"{type(e).__name__}: {e}".split())[:200]
+
+
+def estimate_time(
+    plan: Plan,
+    hardware: Hardware,
+    data: DataFacts | None = None,
+    model: ModelFacts | None = None,
+    loop: Loop = "trainer",
+) -> TimeEstimate:
+    """Duration of a plan's run: every op of the recorded step at the average padded length, through a roofline.
+
+    Args: as `estimate_memory`.
+    """
+    from tunekit.advisor.simulate.batches import batches
+    from tunekit.advisor.simulate.coarse import coarse_ops
+    from tunekit.advisor.simulate.speed import num_steps, roofline, seconds_by_moment
+
+    model = model or _facts(plan)
+    shapes = batches(plan, model, data, loop)
+    try:
+        ops, fidelity = _recorded(plan, hardware, data, loop, model, shapes.typical).timeline.ops, "traced"
+    except Exception:
+        ops, fidelity = coarse_ops(plan, model, shapes.typical), "coarse"
+    line = roofline(hardware)
+    once = seconds_by_moment(ops, line)
+    micro = plan.gradient_accumulation_steps
+    parts = {m: s * (micro if m in ("forward", "loss", "backward") else 1) for m, s in once.items() if s}
+    step = sum(parts.values())
+    steps = num_steps(plan, data)
+    low, high = _TIME_SPREAD if fidelity == "traced" else (0.3, 3.0)
+    total = step * (steps or 1)
+    flops = sum(c.flops * n * (micro if m in ("forward", "loss", "backward") else 1) for m, c, n in ops)
+    unknown = () if steps else ("the number of rows is not known: one step",)
+    return TimeEstimate(
+        step_seconds=step,
+        num_steps=steps or 1,
+        total_seconds=total,
+        interval=(total * low, total * high),
+        tokens_per_second=shapes.mean_tokens * plan.effective_batch_size / step if step else 0.0,
+        step_flops=float(flops),
+        parts=parts,
+        fidelity="traced" if fidelity == "traced" else "coarse",
+        reasons=(*((line.assumed,) if line.assumed else ()), *unknown),
+    )

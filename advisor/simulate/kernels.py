@@ -1,0 +1,115 @@
+"""Where a device's kernels differ from what runs on weightless tensors: one small function each, with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+_HALF = (torch.float16, torch.bfloat16)
+_MASK_ALIGNMENT = 8
+"""Elements to which a mask's rows are padded (`preprocess_mask` in ATen/native/transformers/attention.cpp)."""
+
+
+def read_scalar(args: Any, padded: bool) -> Any:
+    """The answer where a model looks at a value.
+
+    Booleans ask masks whether every token is real, or positions whether every row is one sequence: yes unless the
+    batch holds padding. Numbers are answered with one.
+    """
+    dtype = args[0].dtype
+    if dtype == torch.bool:
+        return not padded
+    return 1.0 if dtype.is_floating_point else 1
+
+
+SPECIAL: dict[Any, Callable[[Any, bool], Any]] = {torch.ops.aten._local_scalar_dense.default: read_scalar}
+"""Ops that are answered here and never run."""
+
+
+class Attention(TorchFunctionMode):
+    """Sends scaled-dot-product attention to the kernel the device would take; meta tensors only know the formula.
+
+    Args:
+        device: `cpu` or `cuda`.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return _attend(self._device, *args, **(kwargs or {}))
+
+
+def _attend(
+    device: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    choice = attention_kernel(device, query, key, value, attn_mask, dropout_p, enable_gqa)
+    if choice == "math":
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        zero, out = query.new_zeros(()), query.new_zeros(())
+        attn_mask = torch.where(attn_mask, zero, out)
+    ops = torch.ops.aten
+    if choice == "flash":
+        return ops._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
+    if choice == "cpu":
+        return ops._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+        )[0]
+    if attn_mask is not None:
+        attn_mask = _aligned(attn_mask).expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    grad = any(t.requires_grad for t in (query, key, value))
+    return ops._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, grad, dropout_p, is_causal, scale=scale
+    )[0]
+
+
+def _aligned(mask: torch.Tensor) -> torch.Tensor:
+    length = mask.shape[-1]
+    missing = -length % _MASK_ALIGNMENT
+    return F.pad(mask, (0, missing))[..., :length] if missing else mask
+
+
+def attention_kernel(
+    device: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout_p: float,
+    grouped: bool,
+) -> str:
+    """Which kernel the device takes: `flash`, `efficient`, `cpu` or `math`.
+
+    CUDA: flash for half precision without a mask (grouped heads too), memory-efficient otherwise but not for grouped
+    heads, the plain formula for what is left (ATen/native/transformers/cuda/sdp_utils.cpp, default order). CPU: flash
+    without dropout, for masks that need no gradient (ATen/native/transformers/sdp_utils_cpp.cpp).
+    """
+    if device == "cpu":
+        plain = dropout_p == 0.0 and not (mask is not None and mask.requires_grad)
+        return "cpu" if plain and query.shape[-1] == value.shape[-1] else "math"
+    if mask is None and query.dtype in _HALF and query.shape[-1] <= 256 and query.shape[-1] == value.shape[-1]:
+        return "flash"
+    return "math" if grouped else "efficient"
+
+
+def scratch_bytes(func: Any, args: Any, device: str) -> int:
+    """Bytes that a kernel takes and gives back while it runs, beyond its outputs."""
+    return 0

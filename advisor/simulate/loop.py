@@ -1,0 +1,325 @@
+"""The loop being described: which tensors are alive when, for a step of HF Trainer or of PEFT's benchmark script."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from tunekit.advisor.simulate.kernels import Attention
+from tunekit.advisor.simulate.optimizers import make, warm_up
+from tunekit.advisor.simulate.trace import Block, Recorder, Trace
+from tunekit.contracts import Objective
+from tunekit.task import Task
+
+Loop = Literal["trainer", "peft-benchmark"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """The batch of one step. Lengths in tokens, padding included."""
+
+    batch: int
+    length: int
+    target_length: int = 0
+    """For seq2seq."""
+    choices: int = 1
+    """For multiple choice."""
+    previous_length: int = 0
+    """For PEFT's benchmark: the batch before, whose outputs are still alive."""
+    padded: bool = True
+    """Whether any row is shorter than the longest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """How a step is taken: everything of a plan that the loop looks at."""
+
+    loop: Loop
+    device: Literal["cpu", "cuda"]
+    optim: str
+    clips: bool
+    accumulates: bool
+    mixed_precision: str | None
+    checkpoints: bool
+
+
+def make_batch(task: Task, model: nn.Module, shape: Shape, device: str = "meta") -> dict[str, torch.Tensor]:
+    """The tensors a collator makes for the task, without values on `meta`, zeros elsewhere."""
+    rows: tuple[int, ...] = (shape.batch, shape.length)
+    if task.name == "multiple-choice":
+        rows = (shape.batch, shape.choices, shape.length)
+    batch = {"input_ids": _whole(rows, device), "attention_mask": _mask(rows, shape.padded, device)}
+    config: Any = getattr(model, "config", None)
+    if task.name in ("causal-lm", "token-classification"):
+        batch["labels"] = _whole(rows, device)
+    elif task.name == "seq2seq":
+        batch["labels"] = _whole((shape.batch, shape.target_length or shape.length), device)
+    elif task.name == "question-answering":
+        batch |= {"start_positions": _whole(rows[:1], device), "end_positions": _whole(rows[:1], device)}
+    else:
+        batch["labels"] = _class_labels(shape.batch, config, device)
+    return batch
+
+
+def _whole(shape: tuple[int, ...], device: str) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.long, device=device)
+
+
+def _mask(shape: tuple[int, ...], padded: bool, device: str) -> torch.Tensor:
+    mask = torch.ones(shape, dtype=torch.long, device=device)
+    if padded and device != "meta":
+        mask[..., -1:] = 0
+        mask[0] = 1
+    return mask
+
+
+def _class_labels(batch: int, config: Any, device: str) -> torch.Tensor:
+    problem, classes = getattr(config, "problem_type", None), getattr(config, "num_labels", 1)
+    if problem == "multi_label_classification":
+        return torch.zeros((batch, classes), device=device)
+    if problem == "regression":
+        return torch.zeros((batch,) if classes == 1 else (batch, classes), device=device)
+    return _whole((batch,), device)
+
+
+def record_step(
+    model: nn.Module,
+    stacks: Sequence[Sequence[nn.Module]],
+    head: nn.Module | None,
+    task: Task,
+    shape: Shape,
+    step: Step,
+    objective: Objective | None = None,
+    originals: frozenset[int] = frozenset(),
+    device: str = "meta",
+) -> tuple[Trace, str | None]:
+    """One steady training step of a prepared model: optimizer states exist, nothing is left to initialise.
+
+    Args:
+        model: The model with the method applied, on `device`.
+        stacks: Its lists of blocks.
+        head: The module whose input is the last hidden state, where there is one.
+        task: Whose batch it gets.
+        shape: Of the batch.
+        step: How the step is taken.
+        objective: None for the model's own loss.
+        originals: `id`s of the base's own parameters; trainable ones that are not among them are adapters.
+        device: `meta`, or `cpu` to watch the real thing.
+
+    Returns:
+        The trace, and what had to be assumed of the optimizer.
+    """
+    model.train()
+    if step.checkpoints:
+        enable_checkpointing(model, step if device == "meta" else None)
+    if step.loop == "trainer" and hasattr(model, "config"):
+        _set_cache(model, False)
+    params = [p for p in model.parameters() if p.requires_grad]
+    embeddings = frozenset(id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding))
+    optimizer, assumed = make(step.optim, params, step.device, embeddings)
+    weightless = device == "meta"
+    with _quiet():
+        if weightless:
+            warm_up(optimizer, params, Recorder(step.device, shape.padded))
+        else:
+            warm_up(optimizer, params, contextlib.nullcontext())
+        recorder = Recorder(step.device, shape.padded, weightless)
+        _own(recorder, model, stacks, optimizer, params if step.accumulates else (), originals)
+        handles = recorder.watch(stacks, head)
+        run = _LOOPS[step.loop]
+        try:
+            with Attention(step.device) if weightless else contextlib.nullcontext():
+                run(recorder, model, stacks, task, shape, step, objective, optimizer, device)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return recorder.close(), assumed
+
+
+def enable_checkpointing(model: nn.Module, step: Step | None = None) -> None:
+    """Turns activation checkpointing on, in the form that needs no gradient at a block's input.
+
+    Args:
+        model: The model with the method applied.
+        step: For weightless tensors: the recomputation runs inside the backward pass, where function modes that were
+            entered outside are not in force, so that it has to enter them itself.
+    """
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kwargs: dict[str, Any] = {"use_reentrant": False}
+    if step is not None:
+        kwargs["context_fn"] = lambda: (contextlib.nullcontext(), _recomputation(step))
+    if hasattr(inner, "activation_checkpointing_enable"):
+        inner.activation_checkpointing_enable(kwargs)
+    else:
+        inner.gradient_checkpointing_enable(kwargs)
+
+
+@contextlib.contextmanager
+def _recomputation(step: Step) -> Iterator[None]:
+    with Attention(step.device), _autocast(step):
+        yield
+
+
+def _autocast(step: Step) -> contextlib.AbstractContextManager[Any]:
+    from tunekit.advisor.simulate.autocast import Autocast
+
+    return Autocast(step.mixed_precision) if step.mixed_precision else contextlib.nullcontext()
+
+
+def _set_cache(model: nn.Module, used: bool) -> None:
+    for config in {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values():
+        if hasattr(config, "use_cache"):
+            config.use_cache = used
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No garbage collection in the middle of a step: what lies in a cycle would be freed at a random moment."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _own(
+    recorder: Recorder,
+    model: nn.Module,
+    stacks: Sequence[Sequence[nn.Module]],
+    optimizer: Any,
+    grads: Sequence[nn.Parameter],
+    originals: frozenset[int],
+) -> None:
+    """Takes what lives before the step into account: weights, adapters, states, and gradients that are summed up."""
+    blocks = block_of(stacks)
+    for p in [*model.parameters(), *model.buffers()]:
+        added = p.requires_grad and id(p) not in originals
+        recorder.own([p], "adapters" if added else "weights", blocks.get(id(p)))
+    for p, state in optimizer.states():
+        recorder.own([state], "optimizer", blocks.get(id(p)))
+    for p in grads:
+        p.grad = torch.empty_like(p)
+        recorder.own([p.grad], "gradients", blocks.get(id(p)))
+
+
+def block_of(stacks: Sequence[Sequence[nn.Module]]) -> dict[int, Block]:
+    """Block by `id` of its parameters and buffers."""
+    return {
+        id(t): (s, i)
+        for s, stack in enumerate(stacks)
+        for i, module in enumerate(stack)
+        for t in [*module.parameters(), *module.buffers()]
+    }
+
+
+def _forward(
+    recorder: Recorder, model: nn.Module, batch: Mapping[str, Any], step: Step, objective: Objective | None
+) -> tuple[torch.Tensor, Any]:
+    """Loss and outputs, as the Trainer (through accelerate) computes them."""
+    with _autocast(step):
+        if objective is not None:
+            loss, outputs = objective.loss(model, batch)
+        else:
+            outputs = model(**batch)
+            loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]
+    if step.mixed_precision:
+        # accelerate turns what an autocast forward returns into fp32 copies (accelerate.utils.convert_outputs_to_fp32)
+        outputs = {
+            k: v.float() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in outputs.items()
+        }
+    return loss, outputs
+
+
+def _trainer(
+    recorder: Recorder,
+    model: nn.Module,
+    stacks: Any,
+    task: Task,
+    shape: Shape,
+    step: Step,
+    objective: Objective | None,
+    optimizer: Any,
+    device: str,
+) -> None:
+    """`Trainer.training_step` and what follows it: outputs die with `compute_loss`, gradients after the update."""
+    batch = make_batch(task, model, shape, device)
+    recorder.own(batch.values(), "activations")
+    with recorder:
+        recorder.moment = "forward"
+        loss, outputs = _forward(recorder, model, batch, step, objective)
+        del outputs, batch
+        _backward_and_update(recorder, model, stacks, step, optimizer, loss)
+        recorder.moment = "end"
+        model.zero_grad()
+
+
+def _peft_benchmark(
+    recorder: Recorder,
+    model: nn.Module,
+    stacks: Any,
+    task: Task,
+    shape: Shape,
+    step: Step,
+    objective: Objective | None,
+    optimizer: Any,
+    device: str,
+) -> None:
+    """PEFT's `method_comparison/MetaMathQA/run.py`: the last outputs live until new ones exist, gradients until then too.
+
+    The key-value cache is not turned off there, and `zero_grad` comes before the forward pass.
+    """
+    before = Shape(batch=shape.batch, length=shape.previous_length or shape.length, padded=shape.padded)
+    with torch.no_grad(), Recorder(step.device, shape.padded, device == "meta"):
+        outputs = model(**make_batch(task, model, before, device))
+    loss = outputs.loss
+    recorder.own([t for t in outputs.values() if isinstance(t, torch.Tensor)], "logits")
+    _own_cache(recorder, outputs, len(stacks) - 1)
+    batch = make_batch(task, model, shape, device)
+    recorder.own(batch.values(), "activations")
+    with recorder:
+        recorder.moment = "forward"
+        outputs = model(**batch)
+        loss = outputs.loss
+        _backward_and_update(recorder, model, stacks, step, optimizer, loss)
+        recorder.moment = "end"
+
+
+def _backward_and_update(
+    recorder: Recorder, model: nn.Module, stacks: Any, step: Step, optimizer: Any, loss: torch.Tensor
+) -> None:
+    recorder.moment = "backward"
+    loss.backward()
+    blocks = block_of(stacks)
+    grads = [(p, p.grad) for p in model.parameters() if p.grad is not None]
+    recorder.mark([g for _, g in grads], "gradients")
+    recorder.adopt([(g, blocks.get(id(p))) for p, g in grads])
+    del grads
+    recorder.moment = "clip"
+    if step.clips:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    recorder.moment = "optimizer"
+    cost = optimizer.step()
+    if cost is not None:
+        recorder.add_cost(cost)
+
+
+_LOOPS = {"trainer": _trainer, "peft-benchmark": _peft_benchmark}
+
+
+def _cache_tensors(outputs: Any) -> list[list[torch.Tensor]]:
+    """Tensors of the key-value cache that a model returned, by layer."""
+    layers = getattr(outputs.get("past_key_values"), "layers", None) or []
+    return [[t for t in vars(layer).values() if isinstance(t, torch.Tensor)] for layer in layers]
+
+
+def _own_cache(recorder: Recorder, outputs: Any, stack: int) -> None:
+    for layer, tensors in enumerate(_cache_tensors(outputs)):
+        recorder.own(tensors, "activations", (stack, layer))

@@ -1,0 +1,87 @@
+"""What sharing the work does to one rank's memory: DDP, ZeRO and FSDP, each as a change of the recorded step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tunekit.advisor.simulate.trace import PARTS
+from tunekit.plan import Plan
+
+if TYPE_CHECKING:
+    from tunekit.advisor.simulate.depth import Timeline
+    from tunekit.advisor.simulate.record import Recorded
+
+_SHARDS: Mapping[str, frozenset[str]] = {
+    "ddp": frozenset(),
+    "zero1": frozenset({"optimizer"}),
+    "zero2": frozenset({"optimizer", "gradients"}),
+    "zero3": frozenset({"optimizer", "gradients", "weights", "adapters"}),
+    "fsdp": frozenset({"optimizer", "gradients", "weights", "adapters"}),
+    "fsdp-hybrid": frozenset({"optimizer", "gradients", "weights", "adapters"}),
+}
+"""Parts that each form of sharding divides by the ranks (Rajbhandari et al., ZeRO, 2020; Zhao et al., FSDP, 2023)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PerRank:
+    """One rank's share of a step."""
+
+    timeline: Timeline
+    fixed: Mapping[str, int]
+    """Bytes by part that live through the whole step beside the timeline."""
+    reasons: tuple[str, ...]
+
+
+def per_rank(recorded: Recorded, plan: Plan) -> PerRank:
+    """The step as one rank sees it."""
+    if plan.sharding is None:
+        return PerRank(timeline=recorded.timeline, fixed={}, reasons=())
+    divided = _SHARDS[plan.sharding]
+    ranks = plan.num_processes // (plan.num_machines if plan.sharding == "fsdp-hybrid" else 1)
+    gone = {"optimizer": {"optimizer"}, "parameters": {"optimizer", "weights", "adapters"}}.get(
+        plan.offload or "", set()
+    )
+    factors = np.ones(len(PARTS))
+    for i, part in enumerate(PARTS):
+        factors[i] = 0.0 if part in gone else 1 / ranks if part in divided else 1.0
+    timeline = _scaled(recorded.timeline, factors)
+    fixed, reasons = _communication(recorded, plan)
+    shared = ", ".join(p for p in PARTS if p in divided)
+    reasons = (
+        *reasons,
+        f"{plan.sharding} over {ranks} ranks divides {shared}" if shared else "every rank holds a whole copy",
+    )
+    return PerRank(timeline=timeline, fixed=fixed, reasons=reasons)
+
+
+def _scaled(timeline: Timeline, factors: np.ndarray) -> Timeline:
+    return replace(timeline, sizes=np.ceil(timeline.sizes * factors[timeline.parts]).astype(np.int64))
+
+
+def _communication(recorded: Recorded, plan: Plan) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Buffers for messages: DDP's buckets hold every gradient once more; ZeRO-3 and FSDP gather two blocks at a time."""
+    if plan.sharding in ("ddp", "zero1", "zero2"):
+        # torch DDP keeps gradients in buckets beside `.grad` (gradient_as_bucket_view is off by default).
+        return {"communication": recorded.trainable_bytes}, (
+            "gradients are held once more in buckets for the exchange",
+        )
+    weights = _part_bytes(recorded.timeline, ("weights", "adapters"))
+    largest = _largest(recorded.timeline)
+    gathered = min(weights, 2 * largest)
+    return {"communication": gathered}, ("weights are gathered a block at a time, one ahead",)
+
+
+def _part_bytes(timeline: Timeline, parts: tuple[str, ...]) -> int:
+    chosen = np.isin(timeline.parts, [PARTS.index(p) for p in parts])
+    return int(timeline.sizes[chosen].sum())
+
+
+def _largest(timeline: Timeline) -> int:
+    """Bytes of the largest thing gathered at once: some ten tensors make a block; a vocabulary's table stands alone."""
+    chosen = np.isin(timeline.parts, [PARTS.index("weights"), PARTS.index("adapters")])
+    sizes = np.sort(timeline.sizes[chosen])[::-1]
+    return int(max(sizes[:1].sum(), sizes[2:12].sum())) if len(sizes) else 0

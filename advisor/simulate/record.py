@@ -1,0 +1,172 @@
+"""From a plan to the timeline of one step of the full model: build, cut, apply the method, record, extend."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from tunekit.contracts import Method, Objective
+from tunekit.task import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tunekit.advisor.simulate.depth import Stack, Timeline
+    from tunekit.advisor.simulate.loop import Shape, Step
+
+_MAX_FAMILIES = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """The model a step is taken with, as far as it decides shapes; hashable, so that results can be kept."""
+
+    config_json: str
+    task: Task
+    num_labels: int | None
+    problem_type: str | None
+    dtype: str
+    attn_implementation: str | None
+    quantization: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recorded:
+    """A recorded step of the full model."""
+
+    timeline: Timeline
+    trainable_parameters: int
+    total_parameters: int
+    trainable_bytes: int
+    assumed: tuple[str, ...]
+
+
+@lru_cache(maxsize=8)
+def skeleton(subject: Subject, whole: bool) -> tuple[nn.Module, tuple[Stack, ...]]:
+    """The weightless model of a subject, cut short unless `whole`; shared, so copy before changing it."""
+    from tunekit.advisor.simulate.depth import cut
+    from tunekit.advisor.simulate.quantized import quantize
+    from tunekit.advisor.weightless import build
+
+    model = build(
+        json.loads(subject.config_json), subject.task, subject.num_labels, dtype=subject.dtype,
+        problem_type=subject.problem_type, attn_implementation=subject.attn_implementation,
+    )  # fmt: skip
+    stacks = cut(model, whole)
+    if subject.quantization:
+        quantize(model, subject.quantization)
+    return model, stacks
+
+
+_families: OrderedDict[Any, dict[int, Recorded]] = OrderedDict()
+
+
+def record(subject: Subject, method: Method, objective: Objective | None, shape: Shape, step: Step) -> Recorded:
+    """The timeline of one steady step under a method.
+
+    Steps that differ in the number of rows alone are a family: from two recorded members with at least two rows each
+    (one row is often a case of its own) every other follows, as each size is a straight line in the rows.
+    """
+    described = json.dumps([method.to_dict(), objective.to_dict() if objective else None], sort_keys=True, default=str)
+    family = (subject, described, replace(shape, batch=0), step)
+    known = _families.setdefault(family, {})
+    _families.move_to_end(family)
+    while len(_families) > _MAX_FAMILIES:
+        _families.popitem(last=False)
+    if shape.batch not in known:
+        known[shape.batch] = _on_the_line(known, shape.batch) or _record(subject, method, objective, shape, step)
+    return known[shape.batch]
+
+
+def _on_the_line(known: dict[int, Recorded], batch: int) -> Recorded | None:
+    from tunekit.advisor.simulate.depth import between
+
+    members = [b for b in known if b >= 2]
+    if len(members) < 2 or batch < 2:
+        return None
+    low, high = members[:2]
+    timeline = between(known[low].timeline, known[high].timeline, low, high, batch)
+    return replace(known[low], timeline=timeline) if timeline is not None else None
+
+
+def _record(subject: Subject, method: Method, objective: Objective | None, shape: Shape, step: Step) -> Recorded:
+    from tunekit.advisor.simulate.depth import DepthError
+
+    try:
+        return record_at(subject, method, objective, shape, step, whole=False)
+    except DepthError:
+        return record_at(subject, method, objective, shape, step, whole=True)
+
+
+def record_at(
+    subject: Subject, method: Method, objective: Objective | None, shape: Shape, step: Step, whole: bool
+) -> Recorded:
+    """Records one step on the shallow model, or on the whole one.
+
+    Raises:
+        DepthError: the shallow trace cannot stand for the whole model's.
+    """
+    import torch
+
+    from tunekit.advisor.simulate.depth import DepthError, extend, fresh
+    from tunekit.advisor.simulate.loop import record_step
+
+    bare, stacks = skeleton(subject, whole)
+    base = fresh(bare)
+    originals = {id(p): p.shape for p in base.parameters()}
+    blocks = [list(_blocks(base, s)) for s in stacks]
+    head = output_head(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.device("meta"):
+            model = method.apply(base, subject.task)
+        if any(not s.whole for s in stacks) and _grows_outside(model, blocks, set(originals.values())):
+            raise DepthError("the method adds parameters outside the blocks")
+        counts = _count(model, blocks, stacks)
+        trace, assumed = record_step(model, blocks, head, subject.task, shape, step, objective, frozenset(originals))
+    return Recorded(timeline=extend(trace, stacks), assumed=(assumed,) if assumed else (), **counts)
+
+
+def _blocks(model: nn.Module, stack: Stack) -> Sequence[nn.Module]:
+    from torch.nn import ModuleList
+
+    blocks = model.get_submodule(stack.name)
+    assert isinstance(blocks, ModuleList)
+    return list(blocks)
+
+
+def output_head(model: Any) -> nn.Module | None:
+    """The layer that makes the logits: the language model's output layer or the classifier."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    for name in ("score", "classifier", "classification_head", "qa_outputs"):
+        head = head if head is not None else getattr(model, name, None)
+    return head
+
+
+def _grows_outside(model: nn.Module, blocks: Sequence[Sequence[nn.Module]], shapes: set[Any]) -> bool:
+    """Whether the method added parameters outside the blocks (a prefix for every block does: its size follows depth)."""
+    inside = {id(p) for stack in blocks for block in stack for p in block.parameters()}
+    return any(id(p) not in inside and p.shape not in shapes for p in model.parameters())
+
+
+def _count(model: nn.Module, blocks: Sequence[Sequence[nn.Module]], stacks: Sequence[Stack]) -> dict[str, int]:
+    """Parameters of the full model, from those of the shallow one."""
+    times: dict[int, int] = {}
+    for stack, modules in zip(stacks, blocks, strict=True):
+        for i, module in enumerate(modules):
+            copies = stack.templates.count(i)
+            for p in module.parameters():
+                times[id(p)] = copies
+    total = trainable = size = 0
+    for p in model.parameters():
+        number = times.get(id(p), 1)
+        total += number * getattr(p, "logical_numel", p.numel())
+        if p.requires_grad:
+            trainable += number * p.numel()
+            size += number * p.numel() * p.element_size()
+    return {"total_parameters": total, "trainable_parameters": trainable, "trainable_bytes": size}

@@ -24,7 +24,7 @@ from tunekit.fields import (
 )
 from tunekit.finding import Finding, error
 from tunekit.plan_faults import combination_faults, range_faults
-from tunekit.plan_file import read_file, write_file
+from tunekit.plan_file import read_file, to_yaml, write_file
 from tunekit.task import ProblemType
 
 SCHEMA = 1
@@ -258,9 +258,7 @@ class Plan:
 
     def to_yaml(self) -> str:
         """The plan as YAML, every field in the order of the class."""
-        import yaml
-
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=100)
+        return to_yaml(self.to_dict())
 
     def to_json(self) -> str:
         """The plan as JSON."""

@@ -70,6 +70,29 @@ def read_yaml(text: str) -> Any:
         raise ValueError(str(e)) from None
 
 
+def to_yaml(value: Any) -> str:
+    """Plain values as YAML that reads back equal, mappings in their own order.
+
+    Example:
+        >>> print(to_yaml({"model": "gpt2", "data": {"template": "{question}\\n"}}), end="")
+        model: gpt2
+        data:
+          template: "{question}\\n"
+    """
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: Dumper, value: str) -> yaml.ScalarNode:
+        # PyYAML folds lines in its other styles and loses what it takes for a line break there, such as U+0085.
+        quoted = not value.isprintable()
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if quoted else None)
+
+    Dumper.add_representer(str, text)
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
 def _refuse_twice(keys: list[str]) -> None:
     twice = sorted({k for k in keys if keys.count(k) > 1})
     raise_all(

@@ -18,7 +18,7 @@ ORDER = (
 
 NOUNS = {f"tunekit.{name}" for name in ORDER}
 FORMATS = {"tunekit.snapshot", "tunekit.peft_format", "tunekit.delta_format"}
-PROMPTS = {"tunekit.attention", "tunekit.deep_prompt"}
+PROMPTS = {"tunekit.attention", "tunekit.prefix_attention", "tunekit.deep_prompt"}
 ROWS: dict[str, set[str]] = {
     "tunekit.data": {*NOUNS, "tunekit.data"},
     "tunekit.quantization": NOUNS,
@@ -27,11 +27,13 @@ ROWS: dict[str, set[str]] = {
     "tunekit.delta_format": {*NOUNS, "tunekit.snapshot"},
     "tunekit.peft_format": {*NOUNS, "tunekit.snapshot", "tunekit.delta_format"},
     "tunekit.attention": NOUNS,
-    "tunekit.deep_prompt": {*NOUNS, "tunekit.attention"},
+    "tunekit.prefix_attention": {*NOUNS, "tunekit.attention"},
+    "tunekit.deep_prompt": {*NOUNS, "tunekit.attention", "tunekit.prefix_attention"},
     "tunekit.methods": {*NOUNS, *FORMATS, *PROMPTS, "tunekit.data", "tunekit.quantization"},
     "tunekit.objectives": {*NOUNS, "tunekit.data", "tunekit.quantization"},
     "tunekit.attach": {*NOUNS, *FORMATS},
-    "tunekit.metrics": {*NOUNS, "tunekit.data"},
+    "tunekit.scores": NOUNS,
+    "tunekit.metrics": {*NOUNS, "tunekit.data", "tunekit.scores"},
     "tunekit.host": NOUNS,
     "tunekit.pretrained": {*NOUNS, "tunekit.quantization"},
     "tunekit.material": {*NOUNS, "tunekit.data", "tunekit.pretrained"},

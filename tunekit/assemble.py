@@ -222,6 +222,13 @@ def run(
 
     Raises:
         TunekitError: everything that is wrong, before anything is written.
+
+    Example:
+        >>> import tunekit
+        >>> tunekit.run(tunekit.Plan(model="./nowhere", task="causal-lm", method=tunekit.methods.Full()))
+        Traceback (most recent call last):
+        ...
+        tunekit.errors.MissingError: [model-missing] model folder './nowhere': no such folder. ...
     """
     from tunekit.callbacks.run_record import RunRecord
 

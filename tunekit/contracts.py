@@ -75,6 +75,14 @@ class Method(Config):
 
     A subclass is a frozen dataclass of the method's settings in one file of `tunekit/methods`. `apply` is the only
     place that touches a model; the simulator calls it on weightless tensors, the trainer on real ones.
+
+    Example:
+        >>> import tunekit
+        >>> method = tunekit.methods.Lora(r=8, target_modules="attention")
+        >>> isinstance(method, Method), method.slug, method.trains_base
+        (True, 'lora', False)
+        >>> tunekit.methods.Lora.from_dict(method.to_dict()) == method
+        True
     """
 
     __slots__ = ()
@@ -187,7 +195,13 @@ class Method(Config):
 
 
 class Objective(Config):
-    """What is minimised: a pure `loss(model, inputs, num_items_in_batch)`, right under accumulation and over ranks."""
+    """What is minimised: a pure `loss(model, inputs, num_items_in_batch)`, right under accumulation and over ranks.
+
+    Example:
+        >>> import tunekit
+        >>> isinstance(tunekit.objectives.Supervised(), Objective)
+        True
+    """
 
     __slots__ = ()
 

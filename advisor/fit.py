@@ -16,6 +16,9 @@ Simulate = Callable[[Workload, Plan], tuple[MemoryEstimate, TimeEstimate]]
 _DTYPE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 _QUANTIZED_BYTES = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
 _SHARDED_WEIGHTS = ("zero3", "fsdp", "fsdp-hybrid")
+_BUSY_TOKENS = 256
+"""From about this many tokens at a time a matrix multiplication is bound by arithmetic, not by reading the weights: the
+ratio of 16-bit arithmetic to memory bandwidth is 150 to 400 operations a byte on the cards of the catalogue."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,9 +38,9 @@ def fit(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted:
     """The quickest settings of a plan that fit, or the smallest ones where none do.
 
     The stages are tried in order of what they cost in quality and speed: as preferred, with the state sharded, a
-    16-bit base, a 4-bit base. Within a stage, the largest micro-batch is sought without and, where that is not the
-    whole batch, with activation checkpointing; the shorter run is taken. Where the goal is speed, the shortest run of
-    all stages is taken; where it is memory, one row at a time with checkpointing.
+    16-bit base, a 4-bit base. Within a stage, a micro-batch is sought without and, where that leaves the device idle,
+    with activation checkpointing; the shorter run is taken. Where the goal is speed, the shortest run over all stages
+    and micro-batches is taken; where it is memory, one row at a time with checkpointing.
     """
     refused: Finding | None = None
     last: Plan | None = None
@@ -124,18 +127,20 @@ def floor_bytes(workload: Workload, plan: Plan) -> float:
 
 # ---------------------------------------------------------------------------------------------- within a stage
 def _quickest(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted | None:
-    """The shorter run of those without and with checkpointing; the second is only tried where the first is cramped."""
+    """The shorter run of those without and with checkpointing, or None where neither fits.
+
+    Checkpointing computes the forward pass twice, so it only pays where it lets a device that sees few tokens at a
+    time see more of them; elsewhere it is not even tried.
+    """
     if workload.goal == "memory":
         least = _tried(workload, _checkpointed(workload, _with_batch(plan, 1)), simulate)
         return least if least.fits else None
-    plain = _largest_batch(workload, plan, simulate)
-    if plain is not None and plain.plan.gradient_accumulation_steps == 1:
-        return plain
+    search = _every_batch if workload.goal == "speed" else _some_batches
+    plain = search(workload, plan, simulate)
     saving = _checkpointed(workload, plan)
-    if saving is plan:
+    if saving is plan or (plain is not None and workload.goal != "speed" and _busy(workload, plain.plan)):
         return plain
-    saved = _largest_batch(workload, saving, simulate)
-    return _shorter(plain, saved)
+    return _shorter(plain, search(workload, saving, simulate))
 
 
 def _shorter(*found: Fitted | None) -> Fitted | None:
@@ -144,43 +149,64 @@ def _shorter(*found: Fitted | None) -> Fitted | None:
     return min(timed, key=lambda f: f.duration.total_seconds if f.duration else 0.0, default=None)
 
 
+def _busy(workload: Workload, plan: Plan) -> bool:
+    """Whether the whole batch goes through at once, or at least enough tokens to keep a device busy."""
+    tokens = plan.per_device_train_batch_size * workload.data.mean_tokens
+    return plan.gradient_accumulation_steps == 1 or tokens >= _BUSY_TOKENS
+
+
 def _checkpointed(workload: Workload, plan: Plan) -> Plan:
     """The plan with activation checkpointing where the architecture can, else the same plan."""
     return plan.replace(activation_checkpointing=True) if workload.model.can_checkpoint else plan
 
 
-def _largest_batch(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted | None:
-    """The plan at the largest micro-batch that fits, its rows per step unchanged; None where not even one row fits."""
-    rows = plan.per_device_train_batch_size * plan.gradient_accumulation_steps
-    sizes = divisors(rows)
-    whole = _tried(workload, _with_batch(plan, rows), simulate)
-    if whole.fits or rows == 1:
-        return whole if whole.fits else None
+def _every_batch(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted | None:
+    """The quickest of all micro-batches that fit: small ones pad less, large ones keep the device busier."""
+    best = None
+    for size in reversed(divisors(_rows(plan))):
+        tried = _tried(workload, _with_batch(plan, size), simulate)
+        if not tried.fits:
+            break
+        best = _shorter(best, tried)
+    return best
+
+
+def _some_batches(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted | None:
+    """The whole batch at once where that is sure to fit, else the quicker of one row and as many as fit."""
+    rows = _rows(plan)
+    if rows == 1 or floor_bytes(workload, plan) + rows * row_bytes(workload, plan) < workload.hardware.memory_bytes / 2:
+        whole = _tried(workload, _with_batch(plan, rows), simulate)
+        if whole.fits or rows == 1:
+            return whole if whole.fits else None
     one = _tried(workload, _with_batch(plan, 1), simulate)
     if not one.fits:
         return None
-    best, ceiling = one, rows
-    while True:
-        guess = _guess(workload, one, whole, [s for s in sizes if best.plan.per_device_train_batch_size < s < ceiling])
-        if guess is None:
-            return best
-        tried = _tried(workload, _with_batch(plan, guess), simulate)
-        if tried.fits:
-            best = tried
-        else:
-            ceiling = guess
+    for size in _guesses(workload, plan, one):
+        many = _tried(workload, _with_batch(plan, size), simulate)
+        if many.fits:
+            return _shorter(many, one)
+    return one
 
 
-def _guess(workload: Workload, one: Fitted, whole: Fitted, sizes: list[int]) -> int | None:
-    """The micro-batch to try next: the largest that fits if memory grows in a straight line, else the smallest left."""
-    if not sizes:
-        return None
+def _guesses(workload: Workload, plan: Plan, one: Fitted) -> list[int]:
+    """Micro-batches above one that may fit, the largest first, taking all but the weights to grow with the rows."""
     assert one.memory is not None
-    assert whole.memory is not None
-    low, high = one.memory.interval[1], whole.memory.interval[1]
-    slope = max(high - low, 1) / (whole.plan.per_device_train_batch_size - 1)
-    room = 1 + (workload.hardware.memory_bytes - low) / slope
-    return max((s for s in sizes if s <= room), default=None)
+    floor, high = floor_bytes(workload, plan), one.memory.interval[1]
+    room = (workload.hardware.memory_bytes - floor) / max(high - floor, 1)
+    return [size for size in divisors(_rows(plan)) if 1 < size <= room]
+
+
+def row_bytes(workload: Workload, plan: Plan) -> float:
+    """Roughly the bytes that one row adds: 34 values a layer and hidden unit, 14 bytes a logit; from above."""
+    model, size = workload.model, 4.0 if plan.mixed_precision is None and plan.dtype == "float32" else 2.0
+    layers = 34 * size * model.num_layers * model.hidden_size
+    logits = 0 if workload.task.has_head else 14 * model.vocab_size
+    return (plan.max_length or model.context_length or 512) * (layers + logits)
+
+
+def _rows(plan: Plan) -> int:
+    """Rows of one optimizer step on one device."""
+    return plan.per_device_train_batch_size * plan.gradient_accumulation_steps
 
 
 def _tried(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted:
@@ -190,7 +216,7 @@ def _tried(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted:
 
 def _with_batch(plan: Plan, micro: int) -> Plan:
     """The plan with this micro-batch and as many rows per step as before; evaluation keeps its proportion."""
-    rows = plan.per_device_train_batch_size * plan.gradient_accumulation_steps
+    rows = _rows(plan)
     ratio = max(1, plan.per_device_eval_batch_size // plan.per_device_train_batch_size)
     return plan.replace(
         per_device_train_batch_size=micro, gradient_accumulation_steps=rows // micro, per_device_eval_batch_size=micro * ratio

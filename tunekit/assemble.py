@@ -63,8 +63,10 @@ def trainer(
         tunekit.errors.MissingError: [model-missing] model folder './nowhere': no such folder. ...
     """
     import torch
+    from transformers import PrinterCallback, ProgressCallback
 
     from tunekit.attach import prepared
+    from tunekit.callbacks.progress import Progress
     from tunekit.metrics import metrics
     from tunekit.mixin import TunekitSeq2SeqTrainer, TunekitTrainer
 
@@ -90,7 +92,7 @@ def trainer(
         model = prepare(model, plan.method, task, reversible=not mine)
     compute, preprocess = metrics(task, material.problem_type, material.label_names)
     cls = TunekitSeq2SeqTrainer if task.name == "seq2seq" else TunekitTrainer
-    return cls(
+    made = cls(
         model=model,
         args=args,
         objective=plan.objective,
@@ -102,6 +104,11 @@ def trainer(
         preprocess_logits_for_metrics=preprocess if material.eval is not None else None,
         callbacks=[*plan.method.callbacks(), *(find("callback", slug)() for slug in plan.callbacks), *callbacks],
     )
+    if any(isinstance(c, Progress) for c in made.callback_handler.callbacks):
+        # One bar is enough: the host's own, and what it prints instead where that is switched off.
+        made.remove_callback(ProgressCallback)
+        made.remove_callback(PrinterCallback)
+    return made
 
 
 def check_world(plan: Plan) -> None:

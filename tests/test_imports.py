@@ -31,7 +31,7 @@ ROWS: dict[str, set[str]] = {
     "tunekit.deep_prompt": {*NOUNS, "tunekit.attention", "tunekit.prefix_attention"},
     "tunekit.methods": {*NOUNS, *FORMATS, *PROMPTS, "tunekit.data", "tunekit.quantization"},
     "tunekit.objectives": {*NOUNS, "tunekit.data", "tunekit.quantization"},
-    "tunekit.attach": {*NOUNS, *FORMATS},
+    "tunekit.attach": {*NOUNS, *FORMATS, *PROMPTS},
     "tunekit.scores": NOUNS,
     "tunekit.metrics": {*NOUNS, "tunekit.data", "tunekit.scores"},
     "tunekit.host": NOUNS,

@@ -57,7 +57,8 @@ def trainer(
 
     Example:
         >>> import tunekit
-        >>> tunekit.trainer(tunekit.Plan(model="./nowhere", task="causal-lm", method=tunekit.methods.Full()))
+        >>> plan = tunekit.Plan(model="./nowhere", task="causal-lm", method=tunekit.methods.Full())
+        >>> tunekit.trainer(plan, train_dataset=[{"text": "one row"}])
         Traceback (most recent call last):
         ...
         tunekit.errors.MissingError: [model-missing] model folder './nowhere': no such folder. ...
@@ -232,10 +233,10 @@ def run(
 
     Example:
         >>> import tunekit
-        >>> tunekit.run(tunekit.Plan(model="./nowhere", task="causal-lm", method=tunekit.methods.Full()))
+        >>> tunekit.run(tunekit.Plan(model="gpt2", task="causal-lm", method=tunekit.methods.Full()))
         Traceback (most recent call last):
         ...
-        tunekit.errors.MissingError: [model-missing] model folder './nowhere': no such folder. ...
+        tunekit.errors.InvalidError: [plan-data-missing] a plan without `data`: there are no rows to train on. ...
     """
     from tunekit.callbacks.run_record import RunRecord
 

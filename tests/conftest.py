@@ -85,6 +85,7 @@ def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = LlamaConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
         vocab_size=160, max_position_embeddings=64, pad_token_id=0, eos_token_id=5, bos_token_id=5,
+        initializer_range=0.2,  # a frozen random head must be able to say something
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     make_tokenizer(folder, chat=True)

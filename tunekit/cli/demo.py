@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tunekit.cli.session import Answer, AsJson, Verbose, command
+from tunekit.cli.session import Answer, AsJson, Verbose, command, say
 
 
 @command
@@ -24,4 +24,4 @@ def answer(
     """
     from tunekit.demo.run import run_demo
 
-    return Answer(data=run_demo(output, seeds=seeds, overwrite=overwrite))
+    return Answer(data=run_demo(output, seeds=seeds, overwrite=overwrite, say=say))

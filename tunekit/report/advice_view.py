@@ -11,10 +11,9 @@ from tunekit.errors import TunekitError
 from tunekit.estimate import MemoryEstimate, TimeEstimate
 from tunekit.finding import Finding
 from tunekit.plan import Plan
-from tunekit.report.charts import Bar
+from tunekit.report.charts import REST, Bar
 
 MAX_BARS = 8
-_REST = "allocator and process"
 
 
 def entry_of(data: Mapping[str, Any]) -> Entry | None:
@@ -81,5 +80,5 @@ def _bar(name: str, estimate: MemoryEstimate) -> Bar:
     parts: dict[str, float] = {k: v for k, v in estimate.parts.items() if v > 0}
     rest = estimate.device_bytes - sum(parts.values())
     if rest > 0:
-        parts[_REST] = rest
+        parts[REST] = rest
     return Bar(name=name, parts=parts, interval=estimate.interval)

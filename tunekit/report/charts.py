@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GIB = 2**30
+REST = "allocator and process"
+"""The part of a bar that is no tensor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +47,7 @@ def scores(rows: Sequence[tuple[str, float]], metric: str) -> str:
         _names_above(axes, [name for name, _ in rows])
         for i, (_, value) in enumerate(rows):
             axes.barh(i, value, height=0.42, color=SERIES[0] if i == 0 else MUTED, linewidth=0)
-            axes.text(value, i, f" {value:.3f}", va="center", color=INK)
+            axes.annotate(f"{value:.3f}", (value, i), textcoords="offset points", xytext=(5, 0), va="center", color=INK)
         axes.set_xlim(0, 1.12 * max(1.0, *(value for _, value in rows)))
         axes.set_xlabel(metric)
 
@@ -56,7 +58,7 @@ def scores(rows: Sequence[tuple[str, float]], metric: str) -> str:
 def memory(bars: Sequence[Bar], device_bytes: float | None, device: str) -> str:
     """Memory by part as stacked bars against the device."""
     parts = list(dict.fromkeys(part for bar in bars for part in bar.parts))
-    colour = {part: SERIES[i % len(SERIES)] for i, part in enumerate(parts)}
+    colour = {part: SERIES[i % len(SERIES)] for i, part in enumerate(parts)} | {REST: MUTED}
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()

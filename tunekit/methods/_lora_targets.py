@@ -68,11 +68,13 @@ def is_transposed(model: nn.Module, names: Sequence[str]) -> bool:
 def faults(model: nn.Module, lora: Lora, heads: Sequence[str], names: Sequence[str]) -> list[Finding]:
     """Everything about the targets that cannot work on this model."""
     saved = [*heads, *lora.modules_to_save]
+    inside = [n for n in names if any(n == s or n.startswith(f"{s}.") or f".{s}." in f".{n}." for s in saved)]
+    adapted = [n for n in names if n not in inside and is_linear(model.get_submodule(n))]
     return [
         *_missing(model, lora, names),
-        *_in_head(names, saved),
+        *_in_head(inside),
         *_kinds(model, lora, names),
-        *_ranks(model, lora, [n for n in names if is_linear(model.get_submodule(n))]),
+        *_ranks(model, lora, adapted),
     ]
 
 
@@ -133,13 +135,10 @@ def _missing(model: nn.Module, lora: Lora, names: Sequence[str]) -> list[Finding
     return found
 
 
-def _in_head(names: Sequence[str], saved: Sequence[str]) -> list[Finding]:
+def _in_head(inside: Sequence[str]) -> list[Finding]:
     """Targets inside modules that are trained whole."""
-    inside = [n for n in names if any(n == s or n.startswith(f"{s}.") or f".{s}." in f".{n}." for s in saved)]
-    return [
-        error("lora-target-head", f"`target_modules` matches {n}", "the task's head and `modules_to_save` are trained whole", "leave it out")
-        for n in inside[:3]
-    ]  # fmt: skip
+    why = "the task's head and `modules_to_save` are trained whole"
+    return [error("lora-target-head", f"`target_modules` matches {n}", why, "leave it out") for n in inside[:3]]
 
 
 def _kinds(model: nn.Module, lora: Lora, names: Sequence[str]) -> list[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -258,24 +259,25 @@ class Lora(Method):
         # PEFT's class for question answering passes neither token types nor positions on to the model (PEFT 0.21,
         # `PeftModelForQuestionAnswering.forward`); its general class passes everything.
         task_type = None if task.name == "question-answering" else task.peft_task_type
-        return LoraConfig(
-            task_type=task_type,
-            r=self.r,
-            lora_alpha=self.lora_alpha,
-            lora_dropout=self.lora_dropout,
-            target_modules=find_targets.shortened(model, targets, saved),
-            target_parameters=find_targets.parameters(model, self.target_parameters) or None,
-            use_rslora=self.use_rslora,
-            use_dora=self.use_dora,
-            init_lora_weights=self.init_lora_weights
-            if not weightless or isinstance(self.init_lora_weights, bool)
-            else True,
-            modules_to_save=saved or None,
-            rank_pattern=dict(self.rank_pattern),
-            alpha_pattern=dict(self.alpha_pattern),
-            bias=self.bias,
-            fan_in_fan_out=find_targets.is_transposed(model, targets),
-        )
+        values = {
+            name: getattr(self, name)
+            for name in ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "init_lora_weights", "bias")
+        }
+        if weightless and not isinstance(self.init_lora_weights, bool):
+            values["init_lora_weights"] = True
+        with warnings.catch_warnings():
+            # Of rsLoRA with patterns PEFT says that it could not convert it; `save_as_plain_lora` does.
+            warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern")
+            return LoraConfig(
+                task_type=task_type,
+                target_modules=find_targets.shortened(model, targets, saved),
+                target_parameters=find_targets.parameters(model, self.target_parameters) or None,
+                modules_to_save=saved or None,
+                rank_pattern=dict(self.rank_pattern),
+                alpha_pattern=dict(self.alpha_pattern),
+                fan_in_fan_out=find_targets.is_transposed(model, targets),
+                **values,
+            )
 
     def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         """The usual groups; with `loraplus_lr_ratio` the B matrices learn that many times faster."""

@@ -39,7 +39,14 @@ ROWS: dict[str, set[str]] = {
     "tunekit.material": {*NOUNS, "tunekit.data", "tunekit.pretrained"},
     "tunekit.preflight": {*NOUNS, "tunekit.data"},
     "tunekit.report": {*NOUNS, "tunekit.report"},
-    "tunekit.advisor": {*NOUNS, "tunekit.advisor", "tunekit.data", "tunekit.quantization", "tunekit.sharding"},
+    "tunekit.advisor": {
+        *NOUNS,
+        "tunekit.advisor",
+        "tunekit.attention",
+        "tunekit.data",
+        "tunekit.quantization",
+        "tunekit.sharding",
+    },
     "tunekit.advisor.rules": {*NOUNS, "tunekit.advisor.rule"},
     "tunekit.callbacks": {*NOUNS, "tunekit.preflight"},
 }

@@ -100,7 +100,11 @@ def build(architecture: str, task: Task, device: str = "cpu", num_labels: int = 
     made.num_labels = num_labels
     made.problem_type = "single_label_classification" if task.name == "sequence-classification" else None
     with torch.device(device):
-        return getattr(transformers, task.auto_class).from_config(made)
+        model = getattr(transformers, task.auto_class).from_config(made)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):  # some heads drop out by a constant of their own
+            module.p = 0.0
+    return model
 
 
 def batch(task: Task, rows: int = 4, length: int = 8) -> dict[str, torch.Tensor]:

@@ -58,6 +58,8 @@ class ModelFacts:
     """Whether any parameter outside the head is a bias."""
     can_checkpoint: bool = True
     """Whether transformers can checkpoint its activations."""
+    attention_interface: bool = True
+    """Whether its attention goes through transformers' attention interface, so that others can reach it."""
     is_instruct: bool = False
     """Whether it was tuned to follow instructions (has a chat template)."""
     tasks: tuple[str, ...] = ()

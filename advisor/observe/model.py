@@ -239,6 +239,9 @@ def _short(e: Exception) -> str:
 # ---------------------------------------------------------------------------------------------- what it is
 @lru_cache(maxsize=32)
 def _cached_facts(config_json: str) -> tuple[tuple[str, Any], ...]:
+    from tunekit.advisor.weightless import build
+    from tunekit.attention import has_interface
+
     config = rebuilt(config_json)
     side, tasks = _side(config), _tasks(config)
     if not tasks:
@@ -265,6 +268,7 @@ def _cached_facts(config_json: str) -> tuple[tuple[str, Any], ...]:
         "num_experts": max((e for e in experts if isinstance(e, int) and e > 1), default=0),
         "has_bias": any(name.endswith(".bias") for name, _ in skeleton.named_parameters()),
         "can_checkpoint": bool(getattr(type(skeleton), "supports_gradient_checkpointing", False)),
+        "attention_interface": has_interface(build(config, None, num_layers=1)),
         "tasks": tasks,
         "head_names": tuple(
             (name, _head_names(config, Task.named(name))) for name in tasks if Task.named(name).has_head

@@ -99,7 +99,8 @@ def test_exactly_the_declared_parameters_learn(cell: Cell) -> None:
     assert seen["without_gradient"] == set()
     assert changed <= declared
     assert declared - changed <= declared - seen["moved"]
-    assert len(seen["moved"]) >= 0.9 * len(declared)
+    # The bias of a multiple-choice head moves every choice alike, so its gradient is zero.
+    assert len(declared - seen["moved"]) <= max(1, 0.1 * len(declared))
     assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
 
 

@@ -50,6 +50,8 @@ def fit(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted:
         if reason is not None:
             refused = refused or reason
             continue
+        if shortest is not None and _frugal(staged) and _good(workload, shortest.plan):
+            break
         last = staged
         if floor_bytes(workload, staged) > workload.hardware.memory_bytes:
             continue
@@ -135,12 +137,11 @@ def _quickest(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted | No
     if workload.goal == "memory":
         least = _tried(workload, _checkpointed(workload, _with_batch(plan, 1)), simulate)
         return least if least.fits else None
-    search = _every_batch if workload.goal == "speed" else _some_batches
-    plain = search(workload, plan, simulate)
+    plain = _some_batches(workload, plan, simulate)
     saving = _checkpointed(workload, plan)
-    if saving is plan or (plain is not None and workload.goal != "speed" and _busy(workload, plain.plan)):
+    if saving is plan or (plain is not None and _good(workload, plain.plan)):
         return plain
-    return _shorter(plain, search(workload, saving, simulate))
+    return _shorter(plain, _some_batches(workload, saving, simulate))
 
 
 def _shorter(*found: Fitted | None) -> Fitted | None:
@@ -149,10 +150,15 @@ def _shorter(*found: Fitted | None) -> Fitted | None:
     return min(timed, key=lambda f: f.duration.total_seconds if f.duration else 0.0, default=None)
 
 
-def _busy(workload: Workload, plan: Plan) -> bool:
-    """Whether the whole batch goes through at once, or at least enough tokens to keep a device busy."""
+def _good(workload: Workload, plan: Plan) -> bool:
+    """Whether nothing is computed twice and the device is kept busy: more memory could hardly make it quicker."""
     tokens = plan.per_device_train_batch_size * workload.data.mean_tokens
-    return plan.gradient_accumulation_steps == 1 or tokens >= _BUSY_TOKENS
+    return not plan.activation_checkpointing and (plan.gradient_accumulation_steps == 1 or tokens >= _BUSY_TOKENS)
+
+
+def _frugal(plan: Plan) -> bool:
+    """Whether the plan saves memory in a way that costs time."""
+    return plan.quantization is not None or "8bit" in plan.optim
 
 
 def _checkpointed(workload: Workload, plan: Plan) -> Plan:
@@ -160,32 +166,35 @@ def _checkpointed(workload: Workload, plan: Plan) -> Plan:
     return plan.replace(activation_checkpointing=True) if workload.model.can_checkpoint else plan
 
 
-def _every_batch(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted | None:
-    """The quickest of all micro-batches that fit: small ones pad less, large ones keep the device busier."""
-    best = None
-    for size in reversed(divisors(_rows(plan))):
-        tried = _tried(workload, _with_batch(plan, size), simulate)
-        if not tried.fits:
-            break
-        best = _shorter(best, tried)
-    return best
-
-
 def _some_batches(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted | None:
-    """The whole batch at once where that is sure to fit, else the quicker of one row and as many as fit."""
+    """The whole batch at once where that is sure to fit, else the quicker of one row and as many as fit.
+
+    Small micro-batches pad less, large ones keep the device busier; where the goal is speed one in between is tried too.
+    """
     rows = _rows(plan)
-    if rows == 1 or floor_bytes(workload, plan) + rows * row_bytes(workload, plan) < workload.hardware.memory_bytes / 2:
+    roomy = floor_bytes(workload, plan) + rows * row_bytes(workload, plan) < workload.hardware.memory_bytes / 2
+    if rows == 1 or (roomy and workload.goal != "speed"):
         whole = _tried(workload, _with_batch(plan, rows), simulate)
         if whole.fits or rows == 1:
             return whole if whole.fits else None
     one = _tried(workload, _with_batch(plan, 1), simulate)
     if not one.fits:
         return None
-    for size in _guesses(workload, plan, one):
+    sizes = _guesses(workload, plan, one)
+    if workload.goal == "speed":
+        sizes = [size for size in sizes if size in (rows, *_between(rows))]
+    found = one
+    for size in sizes:
         many = _tried(workload, _with_batch(plan, size), simulate)
-        if many.fits:
-            return _shorter(many, one)
-    return one
+        found = _shorter(many, found) or found if many.fits else found
+        if many.fits and workload.goal != "speed":
+            break
+    return found
+
+
+def _between(rows: int) -> list[int]:
+    """The divisor nearest to a quarter of the rows, above one."""
+    return sorted((d for d in divisors(rows) if 1 < d < rows), key=lambda d: abs(d - rows / 4))[:1]
 
 
 def _guesses(workload: Workload, plan: Plan, one: Fitted) -> list[int]:

@@ -229,8 +229,15 @@ def _decision(advice: Advice, first: Entry, second: Entry) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- words and figures
-_SHOWN = ("r", "last_layers", "num_virtual_tokens", "reduction_factor", "variant")
-"""Settings of a method that are always printed; others only where they differ from their default."""
+_SHOWN = {
+    "r": "r={}",
+    "last_layers": "last {} layers",
+    "num_virtual_tokens": "{} tokens",
+    "reduction_factor": "reduction {}",
+    "variant": "{}",
+    "encoder": "{}",
+}
+"""Settings of a method that are always printed, and how; others only where they differ from their default."""
 _HIDDEN = ("lora_alpha", "lora_dropout")
 """Settings that are printed with the method's full configuration only."""
 
@@ -248,10 +255,12 @@ def _method_settings(method: Method) -> Iterator[str]:
         value = getattr(method, name)
         if name in _HIDDEN or value is None or (name not in _SHOWN and value == default):
             continue
-        if isinstance(value, bool):
+        if name in _SHOWN:
+            yield _SHOWN[name].format(value)
+        elif isinstance(value, bool):
             yield name.removeprefix("use_") if value else f"no {name.removeprefix('use_')}"
         elif isinstance(value, str | int | float):
-            yield f"{name}={value}" if isinstance(value, int | float) else str(value)
+            yield f"{name}={value:g}" if isinstance(value, int | float) else value
 
 
 def settings(plan: Plan) -> str:
@@ -347,6 +356,13 @@ def rate(value: float) -> str:
 
 
 def short_name(name: str) -> str:
-    """A model's name without the folders above it; a hub id stays whole."""
-    plain = name.rstrip("/")
-    return os.path.basename(plain) if plain.startswith((".", "/", "~")) or plain.count("/") > 1 else plain
+    """A model's name without the folders above it; a hub id stays whole.
+
+    Example:
+        >>> short_name("owner/name"), short_name("/home/me/models/llama"), short_name("./runs/bert/model/")
+        ('owner/name', 'llama', 'bert/model')
+    """
+    parts = [p for p in name.split("/") if p not in ("", ".", "..", "~")]
+    local = name.startswith((".", "/", "~")) or len(parts) > 2
+    generic = len(parts) > 1 and parts[-1] in ("model", "output", "checkpoint", "merged", "final")
+    return "/".join(parts[-2:] if generic else parts[-1:]) if local and parts else name

@@ -9,7 +9,7 @@ _SOURCE = "Hu et al., LoRA, 2021, tables 3, 13, 14 (top two layers of GPT-2); Pf
 
 
 def _judge(q: Question) -> Finding | None:
-    if q.plan.method.family != "partial" or q.plan.method.slug == "bitfit":
+    if q.plan.method.slug != "partial":
         return None
     return moves(
         "partial-dominated",

@@ -57,8 +57,8 @@ def read_config(folder: Path) -> Any:
     path = folder / CONFIG
     try:
         data = json.loads(path.read_text("utf-8"))
-        if not isinstance(data, dict):
-            raise ValueError("it holds no object")
+        if not isinstance(data, dict) or "peft_type" not in data:
+            raise ValueError("it names no `peft_type`")
         if data.get("megatron_config"):
             raise ValueError("`megatron_config` names code to import, which an adapter must not")
         config = PeftConfig.from_pretrained(str(folder))
@@ -227,7 +227,7 @@ def _load_half(self: Any, model_id: Any, adapter_name: str, *args: Any, **kwargs
     for name, start in first.items():
         dim = _half(name) or 0
         tensors[name] = tensors[name].narrow(dim, 0, start.shape[dim]).contiguous()
-    result = set_peft_model_state_dict(self, tensors, adapter_name)
+    result: Any = set_peft_model_state_dict(self, tensors, adapter_name)
     result.missing_keys.clear()
     if not kwargs.get("is_trainable", False):
         self.eval()

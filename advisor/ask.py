@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from tunekit.advice import Advice, Entry
-from tunekit.advisor.fit import Fitted, Simulate, fit
+from tunekit.advisor.fit import Fitted, Simulator, fit
 from tunekit.advisor.judge import judge
 from tunekit.advisor.observe.dataset import observe_data
 from tunekit.advisor.observe.given import Given
@@ -74,7 +74,7 @@ def answer(
     workload: Workload,
     methods: Iterable[str] | None = None,
     findings: Iterable[Finding] = (),
-    simulate: Simulate | None = None,
+    simulator: Simulator | None = None,
 ) -> Advice:
     """The advice for a workload: pure, but for the cache of traces.
 
@@ -82,18 +82,27 @@ def answer(
         workload: The question.
         methods: Slugs to restrict the candidates to.
         findings: What was seen while observing.
-        simulate: Predicts memory and duration; None takes the simulator.
+        simulator: Predicts memory and duration; None traces the step.
     """
-    if simulate is None:
-        from tunekit.advisor.simulate import simulate
+    simulator = simulator or _tracing()
     plans, refused = propose(workload, methods)
-    fitted = [fit(workload, plan, simulate) for plan in plans]
+    fitted = [fit(workload, plan, simulator) for plan in plans]
     entries = [*(_entry(workload, f) for f in fitted), *refused]
     ranked, rejected, shared = order(workload, entries)
     about = [*findings, *_about_lengths(workload), *shared]
     if not ranked:
-        about += nothing_fits(workload, rejected, simulate)
+        about += nothing_fits(workload, rejected, simulator)
     return Advice(workload=workload, ranked=ranked, rejected=rejected, findings=tuple(about), version=version())
+
+
+def _tracing() -> Simulator:
+    """The simulator that traces the real step without weights."""
+    from tunekit.advisor.simulate import estimate_memory, estimate_time
+
+    return Simulator(
+        memory=lambda workload, plan: estimate_memory(plan, workload.hardware, workload.data, model=workload.model),
+        duration=lambda workload, plan: estimate_time(plan, workload.hardware, workload.data, model=workload.model),
+    )
 
 
 def _entry(workload: Workload, fitted: Fitted) -> Entry:

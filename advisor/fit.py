@@ -12,13 +12,20 @@ from tunekit.finding import Finding
 from tunekit.plan import Plan
 from tunekit.workload import Workload
 
-Simulate = Callable[[Workload, Plan], tuple[MemoryEstimate, TimeEstimate]]
 _DTYPE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 _QUANTIZED_BYTES = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
 _SHARDED_WEIGHTS = ("zero3", "fsdp", "fsdp-hybrid")
 _BUSY_TOKENS = 256
 """From about this many tokens at a time a matrix multiplication is bound by arithmetic, not by reading the weights: the
 ratio of 16-bit arithmetic to memory bandwidth is 150 to 400 operations a byte on the cards of the catalogue."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Simulator:
+    """What predicts a plan: memory first, and the duration only of what fits."""
+
+    memory: Callable[[Workload, Plan], MemoryEstimate]
+    duration: Callable[[Workload, Plan], TimeEstimate]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,12 +36,13 @@ class Fitted:
     memory: MemoryEstimate | None
     """None where the plan was refused."""
     duration: TimeEstimate | None
+    """None where the plan was refused or does not fit."""
     fits: bool
     refused: Finding | None = None
     """Why no setting can work at all."""
 
 
-def fit(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted:
+def fit(workload: Workload, plan: Plan, simulator: Simulator) -> Fitted:
     """The quickest settings of a plan that fit, or the smallest ones where none do.
 
     The stages are tried in order of what they cost in quality and speed: as preferred, with the state sharded, a
@@ -55,7 +63,7 @@ def fit(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted:
         last = staged
         if floor_bytes(workload, staged) > workload.hardware.memory_bytes:
             continue
-        found = _quickest(workload, staged, simulate)
+        found = _quickest(workload, staged, simulator)
         if found is not None and workload.goal != "speed":
             return found
         shortest = _shorter(shortest, found)
@@ -64,8 +72,7 @@ def fit(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted:
     if last is None:
         return Fitted(plan=plan, memory=None, duration=None, fits=False, refused=refused)
     smallest = _checkpointed(workload, _with_batch(last, 1))
-    memory, duration = simulate(workload, smallest)
-    return Fitted(plan=smallest, memory=memory, duration=duration, fits=False)
+    return Fitted(plan=smallest, memory=simulator.memory(workload, smallest), duration=None, fits=False)
 
 
 def fits(workload: Workload, memory: MemoryEstimate) -> bool:
@@ -128,20 +135,20 @@ def floor_bytes(workload: Workload, plan: Plan) -> float:
 
 
 # ---------------------------------------------------------------------------------------------- within a stage
-def _quickest(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted | None:
+def _quickest(workload: Workload, plan: Plan, simulator: Simulator) -> Fitted | None:
     """The shorter run of those without and with checkpointing, or None where neither fits.
 
     Checkpointing computes the forward pass twice, so it only pays where it lets a device that sees few tokens at a
     time see more of them; elsewhere it is not even tried.
     """
     if workload.goal == "memory":
-        least = _tried(workload, _checkpointed(workload, _with_batch(plan, 1)), simulate)
+        least = _tried(workload, _checkpointed(workload, _with_batch(plan, 1)), simulator)
         return least if least.fits else None
-    plain = _some_batches(workload, plan, simulate)
+    plain = _some_batches(workload, plan, simulator)
     saving = _checkpointed(workload, plan)
     if saving is plan or (plain is not None and _good(workload, plain.plan)):
         return plain
-    return _shorter(plain, _some_batches(workload, saving, simulate))
+    return _shorter(plain, _some_batches(workload, saving, simulator))
 
 
 def _shorter(*found: Fitted | None) -> Fitted | None:
@@ -166,7 +173,7 @@ def _checkpointed(workload: Workload, plan: Plan) -> Plan:
     return plan.replace(activation_checkpointing=True) if workload.model.can_checkpoint else plan
 
 
-def _some_batches(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted | None:
+def _some_batches(workload: Workload, plan: Plan, simulator: Simulator) -> Fitted | None:
     """The whole batch at once where that is sure to fit, else the quicker of one row and as many as fit.
 
     Small micro-batches pad less, large ones keep the device busier; where the goal is speed one in between is tried too.
@@ -174,10 +181,10 @@ def _some_batches(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted 
     rows = _rows(plan)
     roomy = floor_bytes(workload, plan) + rows * row_bytes(workload, plan) < workload.hardware.memory_bytes / 2
     if rows == 1 or (roomy and workload.goal != "speed"):
-        whole = _tried(workload, _with_batch(plan, rows), simulate)
+        whole = _tried(workload, _with_batch(plan, rows), simulator)
         if whole.fits or rows == 1:
             return whole if whole.fits else None
-    one = _tried(workload, _with_batch(plan, 1), simulate)
+    one = _tried(workload, _with_batch(plan, 1), simulator)
     if not one.fits:
         return None
     sizes = _guesses(workload, plan, one)
@@ -185,7 +192,7 @@ def _some_batches(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted 
         sizes = [size for size in sizes if size in (rows, *_between(rows))]
     found = one
     for size in sizes:
-        many = _tried(workload, _with_batch(plan, size), simulate)
+        many = _tried(workload, _with_batch(plan, size), simulator)
         found = _shorter(many, found) or found if many.fits else found
         if many.fits and workload.goal != "speed":
             break
@@ -218,9 +225,10 @@ def _rows(plan: Plan) -> int:
     return plan.per_device_train_batch_size * plan.gradient_accumulation_steps
 
 
-def _tried(workload: Workload, plan: Plan, simulate: Simulate) -> Fitted:
-    memory, duration = simulate(workload, plan)
-    return Fitted(plan=plan, memory=memory, duration=duration, fits=fits(workload, memory))
+def _tried(workload: Workload, plan: Plan, simulator: Simulator) -> Fitted:
+    memory = simulator.memory(workload, plan)
+    does = fits(workload, memory)
+    return Fitted(plan=plan, memory=memory, duration=simulator.duration(workload, plan) if does else None, fits=does)
 
 
 def _with_batch(plan: Plan, micro: int) -> Plan:

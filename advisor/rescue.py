@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from tunekit.advice import Entry
-from tunekit.advisor.fit import Simulate, fit, floor_bytes
+from tunekit.advisor.fit import Simulator, fit, floor_bytes
 from tunekit.advisor.observe.hardware import devices, hardware
 from tunekit.advisor.propose import make_plan
 from tunekit.finding import Finding, error
@@ -22,13 +22,13 @@ _STEP = 1.3
 """After a machine on which nothing fitted the next one tried has at least this much more memory."""
 
 
-def nothing_fits(workload: Workload, rejected: Sequence[Entry], simulate: Simulate) -> list[Finding]:
+def nothing_fits(workload: Workload, rejected: Sequence[Entry], simulator: Simulator) -> list[Finding]:
     """The finding that takes the place of a ranking, or none where memory is not what is wrong.
 
     Args:
         workload: The question.
         rejected: Every plan, the one nearest to fitting first.
-        simulate: Predicts memory and duration on the hardware that is suggested.
+        simulator: Predicts memory and duration on the hardware that is suggested.
     """
     short = [e for e in rejected if e.memory is not None and any(f.code == "fits-memory" for f in e.findings)]
     if not short:
@@ -41,12 +41,12 @@ def nothing_fits(workload: Workload, rejected: Sequence[Entry], simulate: Simula
             "nothing-fits",
             f"no plan fits: even {best.plan.method.title} needs {needed / GIB:.1f} GiB of {there / GIB:.1f}",
             f"{(needed - there) / GIB:.1f} GiB are missing, with one row at a time and everything that saves memory",
-            _way_out(workload, best, simulate),
+            _way_out(workload, best, simulator),
         )
     ]
 
 
-def _way_out(workload: Workload, best: Entry, simulate: Simulate) -> str:
+def _way_out(workload: Workload, best: Entry, simulator: Simulator) -> str:
     """The smallest hardware of the catalogue on which the method was simulated to fit."""
     last_bytes = 0.0
     tries = 0
@@ -58,7 +58,7 @@ def _way_out(workload: Workload, best: Entry, simulate: Simulate) -> str:
             continue
         tries, last_bytes = tries + 1, total_bytes
         asked = replace(workload, hardware=there)
-        found = fit(asked, make_plan(asked, best.plan.method), simulate)
+        found = fit(asked, make_plan(asked, best.plan.method), simulator)
         if found.fits and found.memory is not None:
             used = f"{best.plan.method.title} would use {found.memory.device_bytes / GIB:.0f} GiB of each device"
             return f'the smallest that would do is `hardware="{spec}"` ({used}); or take a smaller model'

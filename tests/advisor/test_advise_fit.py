@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunekit.advisor.fit import Fitted, divisors, fit, fits, floor_bytes, stages
+from tunekit.advisor.fit import Fitted, Simulator, divisors, fit, fits, floor_bytes, stages
 from tunekit.advisor.propose import make_plan, max_length, propose
 from tunekit.advisor.rule import GIB, example
 from tunekit.discovery import find
@@ -29,22 +29,30 @@ class Machine:
     def __init__(self, static_gib: float = 2.0, row_gib: float = 1.0) -> None:
         self.static, self.row, self.calls = static_gib, row_gib, 0
 
-    def __call__(self, workload: Workload, plan: Plan) -> tuple[MemoryEstimate, TimeEstimate]:
+    def memory(self, workload: Workload, plan: Plan) -> MemoryEstimate:
         self.calls += 1
         static = self.static * {"float32": 1.0, "bfloat16": 0.5, "float16": 0.5}[plan.dtype]
         static *= 0.3 if plan.quantization else 1.0
         static /= plan.num_processes if plan.sharding == "zero3" else 1
         rows = plan.per_device_train_batch_size * (0.1 if plan.activation_checkpointing else 1.0)
         size = int((static + self.row * rows) * GIB)
+        return MemoryEstimate(
+            parts={"all": size}, allocated_bytes=size, reserved_bytes=size, device_bytes=size, interval=(size, size),
+            moment="backward", trainable_parameters=1, total_parameters=2,
+        )  # fmt: skip
+
+    def duration(self, workload: Workload, plan: Plan) -> TimeEstimate:
+        assert fits(workload, self.memory(workload, plan)), "durations are only worth knowing of what fits"
+        self.calls -= 1
         idle = max(1.0, 256 / (plan.per_device_train_batch_size * workload.data.mean_tokens))
         seconds = 100.0 * (1.33 if plan.activation_checkpointing else 1.0) * (1.1 if plan.quantization else 1.0) * idle
-        return (
-            MemoryEstimate(
-                parts={"all": size}, allocated_bytes=size, reserved_bytes=size, device_bytes=size, interval=(size, size),
-                moment="backward", trainable_parameters=1, total_parameters=2,
-            ),
-            TimeEstimate(step_seconds=1, num_steps=100, total_seconds=seconds, interval=(seconds, seconds), tokens_per_second=1),
-        )  # fmt: skip
+        return TimeEstimate(
+            step_seconds=1, num_steps=100, total_seconds=seconds, interval=(seconds, seconds), tokens_per_second=1
+        )
+
+    @property
+    def simulator(self) -> Simulator:
+        return Simulator(memory=self.memory, duration=self.duration)
 
 
 def workload(gib: float = 24, devices: int = 1, **changes: Any) -> Workload:
@@ -55,7 +63,7 @@ def workload(gib: float = 24, devices: int = 1, **changes: Any) -> Workload:
 
 def fitted(machine: Machine, method: str = "lora", **facts: Any) -> Fitted:
     asked = workload(**facts)
-    return fit(asked, make_plan(asked, find("method", method)()), machine)
+    return fit(asked, make_plan(asked, find("method", method)()), machine.simulator)
 
 
 def test_the_whole_batch_is_taken_at_once_where_it_fits() -> None:

@@ -68,7 +68,7 @@ class RunRecord(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Takes down what is known before the first step."""
-        self.folder = self.folder or Path(args.output_dir)
+        self.folder = self.folder or Path(args.output_dir or ".")
         model, loader = kwargs.get("model"), kwargs.get("train_dataloader")
         self._record |= {
             "status": "running",

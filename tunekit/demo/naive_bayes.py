@@ -23,17 +23,17 @@ class NaiveBayes:
         ('card', 'pin')
     """
 
-    prior: dict[str, float]
+    classes: tuple[str, ...]
+    prior: tuple[float, ...]
     """Logarithm of each class's share of the rows."""
-    likelihood: dict[str, dict[str, float]]
-    """Logarithm of each known term's share of the class's terms."""
-    vocabulary: frozenset[str]
+    likelihood: dict[str, tuple[float, ...]]
+    """For each known term the logarithm of its share of each class's terms."""
 
     def predict(self, text: str) -> str:
         """The likeliest class; terms that no row had are left out."""
-        known = [t for t in terms(text) if t in self.vocabulary]
-        scores = {c: p + sum(self.likelihood[c][t] for t in known) for c, p in self.prior.items()}
-        return max(scores, key=scores.__getitem__)
+        known = [self.likelihood[t] for t in terms(text) if t in self.likelihood]
+        scores = [sum(column) for column in zip(self.prior, *known, strict=True)]
+        return self.classes[scores.index(max(scores))]
 
 
 def terms(text: str) -> list[str]:
@@ -55,18 +55,20 @@ def fit(texts: Sequence[str], labels: Sequence[str], smoothing: float = SMOOTHIN
         labels: Their classes.
         smoothing: Added to every count, so that a term which a class lacks does not rule it out.
     """
-    counts: dict[str, Counter[str]] = {label: Counter() for label in sorted(set(labels))}
+    classes = tuple(sorted(set(labels)))
+    counts = {c: Counter[str]() for c in classes}
     for text, label in zip(texts, labels, strict=True):
         counts[label].update(terms(text))
-    vocabulary = frozenset(t for c in counts.values() for t in c)
-    totals = {c: sum(n.values()) + smoothing * len(vocabulary) for c, n in counts.items()}
+    vocabulary = set().union(*counts.values())
+    totals = [sum(counts[c].values()) + smoothing * len(vocabulary) for c in classes]
     return NaiveBayes(
-        prior={c: math.log(n / len(labels)) for c, n in Counter(labels).items()},
+        classes=classes,
+        prior=tuple(math.log(labels.count(c) / len(labels)) for c in classes),
         likelihood={
-            c: {t: math.log((counts[c][t] + smoothing) / totals[c]) for t in vocabulary} for c in counts
+            t: tuple(math.log((counts[c][t] + smoothing) / n) for c, n in zip(classes, totals, strict=True))
+            for t in sorted(vocabulary)
         },
-        vocabulary=vocabulary,
-    )  # fmt: skip
+    )
 
 
 def accuracy(predicted: Sequence[str], labels: Sequence[str]) -> float:

@@ -27,7 +27,7 @@ def read(split: str) -> tuple[list[str], list[str]]:
     Example:
         >>> texts, labels = read("train")
         >>> len(texts), len(set(labels))
-        (400, 40)
+        (770, 77)
     """
     lines = (folder() / f"{split}.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from torch import nn
 
+import zoo
 from tunekit.attach import load, merge, prepare, prepared, unload
 from tunekit.contracts import Method
 from tunekit.discovery import everything
@@ -130,7 +130,6 @@ def test_saved_and_loaded_it_answers_the_same(cell: Cell, tmp_path: Path) -> Non
     assert prepared(again).task == cell.task
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT 0.21 on transformers 5.23
 def test_what_peft_can_read_answers_the_same_in_plain_peft(cell: Cell, tmp_path: Path) -> None:
     from peft import PeftModel
 

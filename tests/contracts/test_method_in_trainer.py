@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
+import zoo
 from tunekit.attach import load, prepare
 from tunekit.contracts import Method
 from tunekit.discovery import everything

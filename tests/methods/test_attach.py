@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import zoo
 from torch import nn
 
+import zoo
 from tunekit.attach import load, prepare, prepared, unload
 from tunekit.contracts import Method
 from tunekit.errors import MissingError, TunekitError, UnreadableError, UnsupportedError
@@ -57,7 +57,6 @@ def test_a_model_without_a_head_is_refused(task: str) -> None:
     assert_refused(base, lambda: prepare(base, Lora(), task), UnsupportedError, "model-task")
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 def test_a_model_that_peft_wrapped_is_refused() -> None:
     from peft import LoraConfig, get_peft_model
 

@@ -8,17 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from torch import nn
 
+import zoo
 from tunekit.attach import load, merge, prepare, prepared, unload
 from tunekit.errors import InvalidError, UnsupportedError
 from tunekit.methods.lora import Lora
 from tunekit.task import Task
 
 CLASSIFY, WRITE = Task.named("sequence-classification"), Task.named("causal-lm")
-
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # plain PEFT 0.21
 
 
 def adapted(model: nn.Module) -> list[str]:

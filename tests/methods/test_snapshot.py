@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
-import zoo
 from torch import nn
 
+import zoo
 from tunekit.snapshot import Snapshot
 from tunekit.task import Task
 

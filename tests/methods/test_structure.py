@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-import zoo
 from torch import nn
 
+import zoo
 from tunekit.structure import (
     attention_names,
     base_model,

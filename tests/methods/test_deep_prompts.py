@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from safetensors.torch import load_file
 from torch import nn
 
+import zoo
 from tunekit.attach import load, prepare, prepared, unload
 from tunekit.attention import attentions, has_interface
 from tunekit.deep_prompt import folded, prefixes_of, set_random
@@ -57,7 +57,7 @@ def test_every_kernel_reads_the_prefix_the_same_way(architecture: str) -> None:
     inputs = zoo.batch(task)
     sdpa, eager = (zoo.logits(with_prefix(architecture, task, kernel=k), inputs) for k in ("sdpa", "eager"))
     assert close(sdpa, eager)
-    assert not close(sdpa, zoo.logits(zoo.build(architecture, task), inputs), by=1e-3)
+    assert not close(sdpa, zoo.logits(zoo.build(architecture, task), inputs), by=1e-4)
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
@@ -281,7 +281,7 @@ def test_a_prefix_that_peft_answers_for_differently_is_left_to_peft(tmp_path: Pa
     [
         ("bert", "sequence-classification", DIRECT, True),
         ("bert", "question-answering", DIRECT, False),  # PEFT drops its token types
-        ("roberta", "question-answering", DIRECT, True),
+        ("gpt2", "question-answering", DIRECT, True),
         ("bert", "multiple-choice", DIRECT, False),
         ("llama", "causal-lm", PrefixTuning(), True),
         ("llama", "causal-lm", PrefixTuning(positions="natural"), False),

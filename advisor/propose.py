@@ -64,7 +64,8 @@ def _classes(methods: Iterable[str] | None) -> list[type[Method]]:
     if methods is None:
         # What needs settings that nobody can guess (adapters to fuse, a PEFT configuration) proposes nothing by itself.
         return list(everything("method").values())
-    found, faults = [], []
+    found: list[type[Method]] = []
+    faults: list[Finding] = []
     for slug in dict.fromkeys([methods] if isinstance(methods, str) else methods):
         try:
             found.append(find("method", slug))

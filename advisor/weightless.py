@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tunekit.task import Task
+from tunekit.task import ProblemType, Task
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ def build(
     num_layers: int | None = None,
     dtype: str | torch.dtype = "float32",
     *,
-    problem_type: str | None = None,
+    problem_type: ProblemType | None = None,
     attn_implementation: str | None = None,
 ) -> nn.Module:
     """The model of a task on the meta device: every shape, no weights, no download, no remote code.
@@ -67,7 +67,7 @@ def prepare_config(
     task: Task | None,
     num_labels: int | None = None,
     num_layers: int | None = None,
-    problem_type: str | None = None,
+    problem_type: ProblemType | None = None,
 ) -> PretrainedConfig:
     """A copy of the configuration with the task's head and the wanted depth."""
     config = read_config(config)

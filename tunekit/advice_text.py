@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunekit.contracts import Method
 from tunekit.finding import Finding
@@ -250,7 +250,8 @@ def method_text(plan: Plan) -> str:
 
 
 def _method_settings(method: Method) -> Iterator[str]:
-    defaults = {f.name: f.default for f in dataclasses.fields(method)}
+    settings: Any = method
+    defaults = {f.name: f.default for f in dataclasses.fields(settings)}
     for name, default in defaults.items():
         value = getattr(method, name)
         if name in _HIDDEN or value is None or (name not in _SHOWN and value == default):

@@ -232,6 +232,10 @@ class EntityMetrics(TagMetrics):
 class MultiLabelMetrics(Metrics):
     """Any number of classes a row."""
 
+    right: Any
+    predicted: Any
+    actual: Any
+
     def reset(self) -> None:
         self.right = self.predicted = self.actual = 0
         self.rows = self.exact = 0

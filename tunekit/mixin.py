@@ -28,8 +28,12 @@ class TrainerMixin:
         ...     pass
     """
 
+    optimizer: Any
+    """The host's; None until it is asked for."""
+
     def __init__(self, *args: Any, objective: Objective | None = None, **kwargs: Any) -> None:
-        self.objective = objective or Supervised()
+        # Not `objective`: the host keeps the score of a hyperparameter search under that name.
+        self.learning_objective = objective or Supervised()
         super().__init__(*args, **kwargs)
 
     def compute_loss(
@@ -40,10 +44,10 @@ class TrainerMixin:
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The objective's loss, exact under accumulation and over ranks."""
-        plain = isinstance(self.objective, Supervised)
+        plain = isinstance(self.learning_objective, Supervised)
         if plain and not self._own_loss_is_ours():
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
-        loss, outputs = self.objective.loss(model, inputs, num_items_in_batch)
+        loss, outputs = self.learning_objective.loss(model, inputs, num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:  # type: ignore[attr-defined]
             loss = loss * self.accelerator.num_processes  # type: ignore[attr-defined]
         return (loss, outputs) if return_outputs else loss
@@ -61,7 +65,7 @@ class TrainerMixin:
         """The host's optimizer over the method's parameter groups."""
         target = self.model if model is None else model  # type: ignore[attr-defined]
         attached = prepared(self.model)  # type: ignore[attr-defined]
-        if self.optimizer is None and attached is not None:  # type: ignore[has-type]
+        if self.optimizer is None and attached is not None and attached.method is not None:
             cls, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, target)  # type: ignore[attr-defined]
             if not {"params", "model", "optimizer_dict"} & set(kwargs):
                 args = self.args  # type: ignore[attr-defined]

@@ -157,7 +157,7 @@ def _function(kernel: str, module: nn.Module) -> Callable[..., Any]:
 
 def _eager(module: nn.Module) -> Callable[..., Any] | None:
     files = (sys.modules.get(cls.__module__) for cls in type(module).__mro__)
-    return next((f.eager_attention_forward for f in files if hasattr(f, "eager_attention_forward")), None)
+    return next((vars(f)["eager_attention_forward"] for f in files if f and "eager_attention_forward" in vars(f)), None)
 
 
 def _flash(kernel: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:

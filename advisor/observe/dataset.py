@@ -95,7 +95,7 @@ def _task_without_rows(model: ModelFacts, task: str | Task, given: Given) -> Tas
     if task != "auto":
         return checked_task(model, task)
     if given.num_labels is not None or given.label_names:
-        likely = ("sequence-classification",)
+        likely: tuple[str, ...] = ("sequence-classification",)
     else:
         likely = {"decoder": ("causal-lm",), "seq2seq": ("seq2seq",), "encoder": model.tasks}[model.side]
     left = [name for name in likely if name in model.tasks]

@@ -10,7 +10,7 @@ from statistics import NormalDist
 
 from tunekit.errors import raise_all
 from tunekit.finding import Finding, error, note
-from tunekit.task import Task
+from tunekit.task import ProblemType, Task
 from tunekit.workload import DataFacts, ModelFacts
 
 _SPREAD = 0.5
@@ -163,7 +163,7 @@ def facts_by_hand(given: Given, task: Task) -> tuple[DataFacts, tuple[Finding, .
     return with_given(data, given), tuple(findings)
 
 
-def _problem_type(task: Task, classes: int | None) -> str | None:
+def _problem_type(task: Task, classes: int | None) -> ProblemType | None:
     if task.name != "sequence-classification":
         return None
     return "regression" if classes == 1 else "single_label_classification"

@@ -65,7 +65,8 @@ def hardware(spec: str | Hardware = "auto") -> Hardware:
 # ---------------------------------------------------------------------------------------------- in words
 def _described(text: str) -> Hardware:
     """A description such as `4x8xH100`."""
-    counts, name = [], text
+    counts: list[int] = []
+    name = text
     while (match := _COUNT.match(name)) and len(counts) < 2:
         counts.append(int(match[1]))
         name = match[2].strip()
@@ -216,7 +217,7 @@ def _cpu_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _host() -> dict[str, int]:
+def _host() -> dict[str, Any]:
     """Memory free now, usable cores and free disk of this machine."""
     import psutil
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tunekit.advisor.rule import Question, Rule, example, moves
 from tunekit.finding import Finding
 
@@ -28,10 +30,10 @@ def _judge(q: Question) -> Finding | None:
     )
 
 
-def _example(method: str, num_examples: int, **more: object) -> Question:
+def _example(method: str, num_examples: int, **more: Any) -> Question:
     return example(
         method, task="causal-lm", side="decoder", num_parameters=8 * 10**9, num_examples=num_examples, **more
-    )  # type: ignore[arg-type]
+    )
 
 
 RULE = Rule(

@@ -62,7 +62,7 @@ class QuantizedLinear(nn.Linear):
         packed = -(-values // 2) if scheme != "int8" else values
         dtype = torch.int8 if scheme == "int8" else torch.uint8
         self.weight = nn.Parameter(torch.empty(packed, dtype=dtype, device="meta"), requires_grad=False)
-        self.weight.logical_numel = values  # type: ignore[attr-defined]
+        self.weight.logical_numel = values
         self.bias = source.bias
         self.scheme = scheme
         for name, scale in _scales(scheme, source.weight).items():

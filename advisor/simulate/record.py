@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tunekit.contracts import Method, Objective
-from tunekit.task import Task
+from tunekit.task import ProblemType, Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,7 @@ class Subject:
     config_json: str
     task: Task
     num_labels: int | None
-    problem_type: str | None
+    problem_type: ProblemType | None
     dtype: str
     attn_implementation: str | None
     quantization: str | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -53,7 +53,7 @@ def answer(
     import tunekit
 
     advice = tunekit.advise(
-        model, dataset, task, columns, hardware, goal, method or None, num_examples=num_examples,
+        model, dataset, task, columns, hardware, cast(Any, goal), method or None, num_examples=num_examples,
         num_labels=num_labels, mean_tokens=mean_tokens, max_length=max_length, label_names=label_name or None,
         teacher=teacher, adapters=adapter or None, unlabelled=unlabelled,
     )  # fmt: skip

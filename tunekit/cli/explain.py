@@ -84,9 +84,10 @@ def settings_of(cls: Any) -> dict[str, dict[str, Any]]:
         return {}
     from tunekit.fields import describe, hints, to_plain
 
-    docs = {k: v for base in reversed(cls.__mro__) if base is not object for k, v in _field_docs(base).items()}
-    known, found = hints(cls), {}
-    for f in dataclasses.fields(cls):
+    kind: Any = cls
+    docs = {k: v for base in reversed(kind.__mro__) if base is not object for k, v in _field_docs(base).items()}
+    known, found = hints(kind), {}
+    for f in dataclasses.fields(kind):
         if not f.init:
             continue
         found[f.name] = {"type": describe(known[f.name])}

@@ -32,7 +32,7 @@ def changed(values: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]
         >>> changed({"seed": 1, "method": {"kind": "lora", "r": 8}}, ["method.r=16", "seed=7"])
         {'seed': 7, 'method': {'kind': 'lora', 'r': 16}}
     """
-    result, faults = dict(values), []
+    result, faults = dict(values), list[Finding]()
     for change in changes:
         try:
             key, value = _pair(change)

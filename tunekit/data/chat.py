@@ -101,8 +101,9 @@ def _by_marks(
     """The stretches between the template's own marks, those of the last messages where `first` leaves some out."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    render: Any = render_jinja_template
     try:
-        texts, marks = render_jinja_template(
+        texts, marks = render(
             conversations=[messages],
             chat_template=_template(tokenizer),
             return_assistant_tokens_mask=True,
@@ -120,7 +121,7 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], ask: bool, row: int) -> str:
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
     except Exception as e:  # jinja's own errors and whatever a template raises
         raise InvalidError(_refuses(e, row)) from None
 

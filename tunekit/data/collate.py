@@ -37,7 +37,7 @@ class Collator:
     multiple: int
     """Lengths are rounded up to a multiple of this number of tokens."""
 
-    def __call__(self, features: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The batch, one tensor a column."""
         rows = [{k: v for k, v in row.items() if k in KEPT and v is not None} for row in features]
         if self.task == "seq2seq":

@@ -197,7 +197,7 @@ def _paired(
 ) -> Iterator[dict[str, str]]:  # fmt: skip
     """Two columns that are known by their pairs of names; one or both may be given by hand."""
     for pair in pairs:
-        names = {o: given.get(o) or free.get(theirs) for o, theirs in zip(ours, pair, strict=True)}
+        names = {o: given.get(o) or free.get(theirs, "") for o, theirs in zip(ours, pair, strict=True)}
         if all(names.values()) and len(set(names.values())) == 2 and not _kind_faults(dataset, names):
             yield {**names, **_more_input(dataset, given, names, free)}
             return

@@ -188,7 +188,7 @@ def _texts(value: Any) -> list[str]:
 
 
 # -------------------------------------------------------------------------------------------------------------- repeats
-def _repeats(rows: Rows, task: Task, columns: Mapping[str, str], problem: str | None) -> dict[str, int]:
+def _repeats(rows: Rows, task: Task, columns: Mapping[str, str], problem: str | None) -> dict[str, Any]:
     """Rows that occur twice, in both splits, or with two labels; white space and case aside.
 
     Where text is written, one input may rightly have several answers: there a row repeats only with its answer.

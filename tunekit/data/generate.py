@@ -152,7 +152,8 @@ def span_mask(offsets: Sequence[tuple[int, int]], spans: Spans) -> tuple[list[bo
         >>> span_mask([(0, 2), (2, 5), (5, 7), (0, 0)], [(3, 7)])
         ([False, True, True, True], True)
     """
-    mask, astride, current = [], False, 0
+    mask: list[bool] = []
+    astride, current = False, 0
     for low, high in offsets:
         while low < high and current < len(spans) and spans[current][1] <= low:
             current += 1
@@ -180,5 +181,5 @@ def _cut_rows(ids: list[list[int]], masks: list[list[bool]], rows: list[int], li
         [t if m else IGNORE for t, m in zip(tokens[:limit], mask[:limit], strict=True)]
         for tokens, mask in zip(ids, masks, strict=True)
     ]
-    tokens = [row[:limit] for row in ids]
-    return {"input_ids": tokens, "attention_mask": [[1] * len(row) for row in tokens], "labels": labels}
+    kept = [row[:limit] for row in ids]
+    return {"input_ids": kept, "attention_mask": [[1] * len(row) for row in kept], "labels": labels}

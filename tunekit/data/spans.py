@@ -81,7 +81,8 @@ def _aligned(tags: Sequence[int], first: dict[int, int], length: int) -> list[in
 
 
 def _was_cut(encoded: BatchEncoding, i: int, limit: int | None) -> bool:
-    return limit is not None and len(encoded["input_ids"][i]) >= limit and bool(encoded.encodings[i].overflowing)
+    encodings = encoded.encodings or []
+    return limit is not None and len(encoded["input_ids"][i]) >= limit and bool(encodings[i].overflowing)
 
 
 def _check_widths(batch: Batch, rows: Sequence[int]) -> None:

@@ -55,5 +55,5 @@ def num_supervised(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
     while hasattr(inner, "module") or hasattr(inner, "get_base_model"):
         inner = inner.module if hasattr(inner, "module") else inner.get_base_model()
     decoder = not getattr(getattr(inner, "config", None), "is_encoder_decoder", False)
-    shifted = decoder and LOSS_MAPPING.get(getattr(inner, "loss_type", None)) is ForCausalLMLoss
+    shifted = decoder and LOSS_MAPPING.get(getattr(inner, "loss_type", "")) is ForCausalLMLoss
     return (labels[..., 1:] if shifted else labels).ne(-100).sum()

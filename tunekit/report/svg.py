@@ -38,7 +38,8 @@ _STYLE: dict[str, Any] = {
 def _styled(name: str) -> Iterator[None]:
     import matplotlib
 
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    style: Any = {**_STYLE, "svg.hashsalt": name}
+    with matplotlib.rc_context(style):
         yield
 
 

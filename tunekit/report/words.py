@@ -23,7 +23,7 @@ def time(seconds: float) -> str:
 
     Example:
         >>> time(0.0421), time(42), time(600), time(10_000)
-        ('42 ms', '42.0 s', '10.0 min', '2.8 h')
+        ('42.1 ms', '42.0 s', '10.0 min', '2.8 h')
     """
     if seconds < 1:
         return f"{1000 * seconds:.3g} ms"

@@ -39,6 +39,11 @@ def fresh(code: str, *paths: Path, cwd: Path = ROOT) -> dict:
             None,
         ),
         ("import tunekit; tunekit.Plan.from_dict({'model': 'm', 'task': 'causal-lm', 'method': 'lora'})", None),
+        (
+            "import sys\nsys.argv = ['tunekit', '--help']\nfrom tunekit.cli.main import main\n"
+            "try:\n    main()\nexcept SystemExit:\n    pass",
+            0.3,
+        ),
         ("import tunekit.advisor.simulate, tunekit.advisor.ask, tunekit.advisor.observe", None),
     ],
 )
@@ -46,7 +51,7 @@ def test_the_light_parts_load_nothing_heavy(code: str, budget_seconds: float | N
     bare = fresh("")
     seen = fresh(code)
     budget = f" (budget {budget_seconds})" if budget_seconds else ""
-    print(f"{code}: {seen['cpu_seconds']:.3f} s of CPU in all{budget}, bare Python {bare['cpu_seconds']:.3f} s")
+    print(f"{code!r}: {seen['cpu_seconds']:.3f} s of CPU in all{budget}, bare Python {bare['cpu_seconds']:.3f} s")
     assert seen["heavy"] == []
 
 

@@ -146,24 +146,24 @@ def _supervised(
 
 
 def span_mask(offsets: Sequence[tuple[int, int]], spans: Spans) -> tuple[list[bool], bool]:
-    """Which tokens stand in one of the spans (in order), and whether one begins before its span does.
+    """Which tokens stand in one of the spans, and whether one begins before its span does.
+
+    A token without width (a special that stands nowhere in the text) goes with the token before it.
 
     Example:
         >>> span_mask([(0, 2), (2, 5), (5, 7), (0, 0)], [(3, 7)])
         ([False, True, True, True], True)
     """
-    mask: list[bool] = []
-    astride, current = False, 0
-    for low, high in offsets:
-        while low < high and current < len(spans) and spans[current][1] <= low:
-            current += 1
-        if low == high:
-            mask.append(bool(mask) and mask[-1])
-            continue
-        held = current < len(spans) and low < spans[current][1] and high > spans[current][0]
-        astride |= held and low < spans[current][0]
-        mask.append(held)
-    return mask, astride
+    import numpy as np
+
+    low, high = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T
+    real, mask, astride = low < high, np.zeros(len(low), dtype=bool), False
+    for start, end in spans:
+        held = real & (low < end) & (high > start)
+        mask |= held
+        astride |= bool((held & (low < start)).any())
+    before = np.maximum.accumulate(np.where(real, np.arange(len(low)), -1))
+    return np.where(before < 0, False, mask[before]).tolist(), astride
 
 
 def _closed(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tunekit.errors import InvalidError, UnsupportedError
 from tunekit.methods.lora import Lora
 from tunekit.task import Task
 
+PEFT = tuple(int(n) for n in version("peft").split(".")[:2])
 CLASSIFY, WRITE = Task.named("sequence-classification"), Task.named("causal-lm")
 
 
@@ -35,7 +37,7 @@ def trained(method: Lora, architecture: str, task: Task) -> nn.Module:
     [
         ("bert", None, 6), ("bert", "all-linear", 6), ("bert", "attention", 4), ("bert", ("query", "value"), 2), ("bert", r".*\.1\..*key", 0.5),
         ("modernbert", None, 4), ("gpt2", None, 4), ("gpt2", "attention", 2), ("llama", None, 7), ("llama", "attention", 4), ("phi3", None, 4),
-        ("mixtral", None, 4), ("distilbert", None, 6), ("deberta-v2", "attention", 6),
+        ("distilbert", None, 6), ("deberta-v2", "attention", 6),
     ],
 )  # fmt: skip
 def test_targets_are_the_linear_layers_of_the_blocks(architecture: str, wanted: Any, per_layer: float) -> None:
@@ -47,10 +49,16 @@ def test_targets_are_the_linear_layers_of_the_blocks(architecture: str, wanted: 
     )
 
 
+@pytest.mark.skipif(PEFT >= (0, 21), reason="needs PEFT below 0.21")
+def test_a_mixture_of_experts_is_refused_before_an_adapter_is_lost() -> None:
+    with pytest.raises(UnsupportedError, match="lora-experts-peft"):
+        prepare(zoo.build("mixtral", WRITE), Lora(r=4), WRITE)
+
+
 def test_fused_experts_learn_on_demand_and_only_then() -> None:
     both = Lora(r=4, target_parameters=("experts.gate_up_proj", "experts.down_proj"))
     plain = prepare(zoo.build("mixtral", WRITE), Lora(r=4), WRITE)
-    assert not any("experts" in name for name in Lora(r=4).trainable_names(plain))
+    assert sorted({n.rsplit(".", 1)[-1] for n in adapted(plain)}) == ["k_proj", "o_proj", "q_proj", "v_proj"]
     model = trained(both, "mixtral", WRITE)
     assert sum("experts" in name for name in both.trainable_names(model)) == 2 * 2 * 2
 
@@ -97,6 +105,12 @@ VARIANTS = {
     "biases": Lora(r=4, bias="all", target_modules="attention"),
     "more": Lora(r=4, modules_to_save=("norm",)),
 }
+
+
+@pytest.fixture(autouse=True)
+def _experts_need_peft_021(request: pytest.FixtureRequest) -> None:
+    if "experts" in request.node.name and PEFT < (0, 21):
+        pytest.skip("needs PEFT 0.21: older ones cannot load adapters of a mixture of experts")
 
 
 def home_of(name: str) -> str:

@@ -74,11 +74,10 @@ class Full(Method):
         return frozenset(name for name, _ in model.named_parameters())
 
     def apply(self, model: nn.Module, task: Task) -> nn.Module:
-        """Lets every parameter learn; fixed position tables (sines) stay fixed."""
-        for m in model.modules():
-            fixed = "sinusoidal" in type(m).__name__.lower()
-            for p in m.parameters(recurse=False):
-                p.requires_grad_(p.is_floating_point() and not fixed)
+        """Lets every parameter learn; tables of positions that the model was built with fixed (sines) stay fixed."""
+        for name, p in model.named_parameters():
+            fixed = not p.requires_grad and "position" in name
+            p.requires_grad_(p.is_floating_point() and not fixed)
         return model
 
     def save(self, model: nn.Module, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:

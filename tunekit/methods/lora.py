@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -193,14 +194,14 @@ class Lora(Method):
         quantization: str | None = None,
         sharding: str | None = None,
     ) -> Finding | None:
-        """Works everywhere; PiSSA and OLoRA need a base that is not quantised."""
-        if quantization is None or not self._changes_base:
-            return None
-        return error(
-            "lora-init-quantized", f"`init_lora_weights: {self.init_lora_weights}` on a {quantization} base",
-            "it takes its first value out of the weights, which would have to be quantised again",
-            "set `init_lora_weights: true`, or `quantization: null`",
-        )  # fmt: skip
+        """Works everywhere but for PiSSA and OLoRA on a quantised base, and experts with an old PEFT."""
+        if quantization is not None and self._changes_base:
+            return error(
+                "lora-init-quantized", f"`init_lora_weights: {self.init_lora_weights}` on a {quantization} base",
+                "it takes its first value out of the weights, which would have to be quantised again",
+                "set `init_lora_weights: true`, or `quantization: null`",
+            )  # fmt: skip
+        return _old_peft(model)
 
     @classmethod
     def candidates(cls, workload: Workload) -> tuple[Method, ...]:
@@ -314,3 +315,14 @@ class Lora(Method):
         if not isinstance(values["init_lora_weights"], bool) and not _INIT.fullmatch(str(values["init_lora_weights"])):
             return None
         return cls(**values)
+
+
+def _old_peft(model: ModelFacts) -> Finding | None:
+    """PEFT 0.19 on transformers 5 saves an adapter of a mixture of experts and cannot load it again, nor resume."""
+    have = version("peft")
+    if not model.num_experts or tuple(int(n) for n in have.split(".")[:2] if n.isdigit()) >= (0, 21):
+        return None
+    return error(
+        "lora-experts-peft", f"method lora on {model.name} with PEFT {have}", "this PEFT cannot load what it saves of a mixture of experts",
+        "pip install -U 'peft>=0.21'",
+    )  # fmt: skip

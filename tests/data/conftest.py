@@ -44,6 +44,28 @@ def bpe() -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="session")
+def pieces() -> PreTrainedTokenizerBase:
+    """Word pieces that begin with the space before them, as T5's and Llama's, with an end-of-sequence token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    inner = Tokenizer(models.Unigram())
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    letters = sorted({chr(i) for i in range(33, 127)} | {"ö", "Ö"})
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
+        initial_alphabet=letters,
+    )
+    inner.train_from_iterator(CORPUS, trainer)
+    inner.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="session")
 def chat() -> PreTrainedTokenizerBase:
     """Byte-level with a ChatML template that marks no generation."""
     tokenizer = byte_level(eos_token="<|im_end|>", pad_token="<eos>")

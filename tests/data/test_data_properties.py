@@ -43,11 +43,15 @@ def test_separated_values_come_back_as_they_were_written(rows: list[tuple[str, s
         assert [(r["one"], r["two"]) for r in read(path).train] == rows
 
 
+@pytest.mark.parametrize("kind", ["minilm", "pieces"])
 @shared
 @given(words=st.lists(WORD, min_size=1, max_size=12))
-def test_every_visible_word_carries_its_tag_in_order(words: list[str], minilm: PreTrainedTokenizerBase) -> None:
+def test_every_visible_word_carries_its_tag_in_order(
+    words: list[str], kind: str, request: pytest.FixtureRequest
+) -> None:
+    tokenizer: PreTrainedTokenizerBase = request.getfixturevalue(kind)
     tags = [f"t{i % 3}" for i in range(len(words))]
-    made = token_encoder(minilm, None, ("t0", "t1", "t2"), Tally())({"tokens": [words], "tags": [tags]}, [0])
+    made = token_encoder(tokenizer, None, ("t0", "t1", "t2"), Tally())({"tokens": [words], "tags": [tags]}, [0])
     assert [f"t{x}" for x in made["labels"][0] if x != IGNORE] == tags
 
 
@@ -65,21 +69,23 @@ def test_byte_level_tokens_begin_where_their_word_does(words: list[str], bpe: Pr
         start += len(word) + 1
 
 
+@pytest.mark.parametrize("kind", ["bpe", "pieces"])
 @shared
 @given(words=st.lists(WORD, min_size=2, max_size=80), data=st.data(), limit=st.integers(24, 64))
 def test_an_answer_is_in_a_window_whole_or_the_window_says_none(
-    words: list[str], data: st.DataObject, limit: int, bpe: PreTrainedTokenizerBase
+    words: list[str], data: st.DataObject, limit: int, kind: str, request: pytest.FixtureRequest
 ) -> None:
+    tokenizer: PreTrainedTokenizerBase = request.getfixturevalue(kind)
     first = data.draw(st.integers(0, len(words) - 1))
     last = data.draw(st.integers(first, min(first + 2, len(words) - 1)))
     context, answer = " ".join(words), " ".join(words[first : last + 1])
     start = len(" ".join(words[:first])) + (first > 0)
     batch = {"question": ["where"], "context": [context], "answers": [{"text": [answer], "answer_start": [start]}]}
-    made = answer_encoder(bpe, limit, Tally())(batch, [0])
+    made = answer_encoder(tokenizer, limit, Tally())(batch, [0])
     for ids, low, high in zip(made["input_ids"], made["start_positions"], made["end_positions"], strict=True):
         assert len(ids) <= limit
-        assert (low, high) == (0, 0) or answer in bpe.decode(ids[low : high + 1])
-    long = len(bpe(answer)["input_ids"]) * 2 + 12 > limit
+        assert (low, high) == (0, 0) or answer in tokenizer.decode(ids[low : high + 1])
+    long = len(tokenizer(answer)["input_ids"]) * 2 + 12 > limit
     assert long or any(low for low in made["start_positions"])
 
 

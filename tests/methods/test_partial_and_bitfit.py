@@ -99,13 +99,15 @@ def test_methods_that_move_the_base_refuse_a_quantised_one(method: Method) -> No
 
 
 def test_full_trains_everything_that_is_not_fixed_by_design() -> None:
-    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+    from transformers import PegasusConfig, PegasusForConditionalGeneration
 
     base = zoo.build("bert", CLASSIFY)
     base.bert.encoder.requires_grad_(False)
     assert all(p.requires_grad for p in prepare(base, Full(), CLASSIFY).parameters())
-    config = DistilBertConfig(dim=32, n_layers=1, n_heads=4, hidden_dim=64, vocab_size=100, sinusoidal_pos_embds=True)
-    model = prepare(DistilBertForSequenceClassification(config), Full(), CLASSIFY)
-    assert [n for n, p in model.named_parameters() if not p.requires_grad] == [
-        "distilbert.embeddings.position_embeddings.weight"
-    ]
+    config = PegasusConfig(
+        d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
+        decoder_ffn_dim=64, vocab_size=100, max_position_embeddings=64,
+    )  # fmt: skip
+    model = prepare(PegasusForConditionalGeneration(config), Full(), SEQ2SEQ)
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+    assert frozen == ["model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"]

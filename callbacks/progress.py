@@ -9,11 +9,14 @@ from typing import Any, TextIO
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+_QUIET_SECONDS = 30.0
+"""Longest silence on a pipe, as far as steps end in between."""
 _NO_METRIC = ("runtime", "samples_per_second", "steps_per_second", "epoch", "model_preparation_time", "total_flos")
 
 
 class Progress(TrainerCallback):
-    """Shows a bar with the loss and the time left; on a pipe a plain line each tenth; on other ranks nothing.
+    """Shows a bar with the loss and the time left; on a pipe a plain line each tenth and each half minute; on other
+    ranks nothing.
 
     It stands beside the Trainer's own bar, which `trainer.remove_callback(transformers.ProgressCallback)` takes away.
 
@@ -36,6 +39,7 @@ class Progress(TrainerCallback):
         self._began = 0.0
         self._first_step = 0
         self._lines = 0
+        self._said = 0.0
 
     # ------------------------------------------------------------------ events
     def on_train_begin(
@@ -44,7 +48,8 @@ class Progress(TrainerCallback):
         """Shows the bar at the step that the run begins or goes on from."""
         if not state.is_world_process_zero:
             return
-        self._began, self._first_step, self._lines, self._loss = time.monotonic(), state.global_step, 0, ""
+        self._began = self._said = time.monotonic()
+        self._first_step, self._lines, self._loss = state.global_step, 0, ""
         if self._target().isatty():
             self._open(state)
 
@@ -54,8 +59,7 @@ class Progress(TrainerCallback):
             return
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step)
-        elif state.max_steps and 10 * state.global_step // state.max_steps > self._lines:
-            self._lines = 10 * state.global_step // state.max_steps
+        elif state.max_steps and self._due(10 * state.global_step // state.max_steps):
             self._say(self._line(state))
 
     def on_log(
@@ -99,6 +103,13 @@ class Progress(TrainerCallback):
             self._bar.stop()
             self._bar = None
             atexit.unregister(self.close)
+
+    def _due(self, tenth: int) -> bool:
+        """Whether a plain line is due: a tenth further, or after a silence."""
+        due = tenth > self._lines or time.monotonic() - self._said >= _QUIET_SECONDS
+        if due:
+            self._lines, self._said = tenth, time.monotonic()
+        return due
 
     def _target(self) -> TextIO:
         return self._stream if self._stream is not None else sys.stderr

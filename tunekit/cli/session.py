@@ -32,6 +32,9 @@ _QUIET = {
 }
 """Read by the libraries when they are imported; what the user has set stays."""
 
+_LOUD = ("bitsandbytes", "DeepSpeed")
+"""Loggers that warn at every import: of an optional package that nothing here uses, of a machine without a GPU."""
+
 _CONSOLE: ContextVar[TextIO | None] = ContextVar("console", default=None)
 """Standard output while a command runs; None with `--json` and on other ranks."""
 
@@ -129,11 +132,19 @@ def _quiet(verbose: bool) -> Iterator[None]:
         return
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    # It warns at every import of a package that is optional, and that nothing here uses.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    for name in _LOUD:
+        logging.getLogger(name).addFilter(_is_error)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name in _LOUD:
+            logging.getLogger(name).removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def console_text(*parts: Any) -> str:

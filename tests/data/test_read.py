@@ -211,7 +211,8 @@ def test_json_lines_under_a_json_name_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["nowhere.jsonl", "./nowhere", "a/b/c", "/nowhere/x", "my rows", "~/nowhere.csv", "x.pkl"]
+    "name",
+    ["nowhere.jsonl", "./nowhere", "a/b/c", "/nowhere/x", "my rows", "~/nowhere.csv", "x.pkl", "", "csv", "json"],
 )
 def test_what_looks_like_a_path_and_is_missing_is_no_hub_call(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def called(*args: Any, **kwargs: Any) -> None:

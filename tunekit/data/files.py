@@ -101,8 +101,8 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as e:
-                raise broken(path, f"line {number} is not JSON: {e}") from None
+            except json.JSONDecodeError as e:
+                raise broken(path, f"line {number} is not JSON: {e.msg} at character {e.pos + 1}") from None
             if not isinstance(row, dict):
                 raise broken(path, f"line {number} is a JSON {_kind(row)}, and a row is an object") from None
             yield row
@@ -274,7 +274,7 @@ def _table(rows: list[Mapping[str, Any]], source: str, first: int) -> pa.Table:
     for number, row in enumerate(rows, start=first):
         if not isinstance(row, Mapping):
             raise InvalidError(
-                error("data-type", f"row {number} of {source} is a {type(row).__name__}", "a row is a dict", 'write `{"text": ..., "label": ...}`')
+                error("data-type", f"row {number} of data {source} is a {type(row).__name__}", "a row is a dict", 'write `{"text": ..., "label": ...}`')
             )  # fmt: skip
     names = list(dict.fromkeys(str(key) for row in rows for key in row))
     columns = {}
@@ -294,7 +294,7 @@ def _mixed(name: str, source: str, values: list[Any], first: int, reason: str) -
             kinds.setdefault(type(value).__name__, number)
     seen = ", ".join(f"{kind} (first in row {number})" for kind, number in kinds.items())
     why = f"its values are {seen}" if len(kinds) > 1 else " ".join(reason.split())[:200]
-    return error("data-mixed", f"column `{name}` of {source}", why, "give every value of a column the same type")
+    return error("data-mixed", f"column `{name}` of data {source}", why, "give every value of a column the same type")
 
 
 def _joined(tables: list[pa.Table], source: str) -> pa.Table:

@@ -111,13 +111,13 @@ def _from_name(
     source: str | Path, name: str | None, revision: str | None, train_split: str
 ) -> tuple[dict[str, Any], str]:
     path = Path(source).expanduser()
-    if path.is_dir():
+    if path.is_dir() and str(source):
         return _read_folder(path, train_split), str(source)
     if path.is_file():
         return read_file(path, train_split), str(source)
-    if isinstance(source, Path) or looks_like_path(source):
+    if isinstance(source, Path) or looks_like_path(source) or _names_a_format(source):
         raise MissingError(
-            error("data-missing", f"data {str(source)!r}", "no such file or folder", f"check the path; the working folder is {Path.cwd().name!r}")
+            error("data-missing", f"data {str(source)!r}", "no such file or folder", f"check the path; relative ones begin at {Path.cwd()}")
         )  # fmt: skip
     return _from_hub(source, name, revision), source
 
@@ -130,6 +130,13 @@ def looks_like_path(source: str) -> bool:
         (True, True, False)
     """
     return not _HUB_ID.fullmatch(source) or suffix_of(Path(source)) in (*READERS, *_BINARY, ".txt", ".arrow", ".zip")
+
+
+def _names_a_format(source: str) -> bool:
+    """Whether the datasets library takes a name for a format (`csv`, `text`): it would read all of the working folder."""
+    from datasets import packaged_modules
+
+    return source in getattr(packaged_modules, "_PACKAGED_DATASETS_MODULES", ())
 
 
 # ------------------------------------------------------------------------------------------------------------- folders

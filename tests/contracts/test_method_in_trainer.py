@@ -17,7 +17,7 @@ from tunekit.contracts import Method
 from tunekit.discovery import everything
 from tunekit.methods.full import Full
 from tunekit.methods.lora import Lora
-from tunekit.task import Task
+from tunekit.task import TASKS, Task
 
 METHODS = {slug: cls() for slug, cls in everything("method").items()}
 VARIANTS = {
@@ -30,7 +30,7 @@ TASK = Task.named("sequence-classification")
 
 class Rows(Dataset):
     def __init__(self, task: Task) -> None:
-        self.all = zoo.batch(task, rows=8)
+        self.all = zoo.batch(task, rows=16 if task.name == "multiple-choice" else 8)
 
     def __len__(self) -> int:
         return 8
@@ -128,3 +128,13 @@ def test_fused_experts_resume_whole(tmp_path: Path) -> None:
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     expected, found = learnt(whole.model), learnt(resumed.model)
     assert all(torch.equal(expected[k], found[k]) for k in expected)
+
+
+@pytest.mark.parametrize("name", [t.name for t in TASKS])
+def test_an_adapter_trains_and_is_evaluated_on_every_task(name: str, tmp_path: Path) -> None:
+    task = Task.named(name)
+    architecture = {"causal-lm": "llama", "seq2seq": "t5"}.get(name, "bert")
+    trainer = trainer_for(model_for(Lora(r=4), architecture, task), tmp_path, task, max_steps=12, save_strategy="no")
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before

@@ -114,3 +114,12 @@ def test_a_copy_of_a_prepared_model_has_a_way_back_of_its_own() -> None:
     assert other.classifier.bias is not base.classifier.bias
     assert "save_pretrained" in vars(model)
     assert "save_pretrained" not in vars(other)
+
+
+def test_buffers_follow_the_model_to_another_device() -> None:
+    model = nn.BatchNorm1d(3)
+    before = Snapshot.take(model)
+    model._buffers["running_mean"] = model.running_mean.to("meta")  # as `module.to` does: buffers are new tensors there
+    before.restore()
+    assert model.running_mean.device.type == "meta"
+    assert model.running_var.device.type == "cpu"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tunekit.discovery import find
+from tunekit.discovery import find, slugs
 from tunekit.estimate import MemoryEstimate, TimeEstimate
 from tunekit.finding import Finding, Severity
 from tunekit.plan import Plan
@@ -53,6 +53,11 @@ def moves(slug: str, points: float, seen: str, why: str, source: str, fix: str =
     """A Finding that moves a plan in the ranking: up by positive points, down by negative ones."""
     severity: Severity = "favours" if points > 0 else "disfavours"
     return Finding(code=slug, severity=severity, seen=seen, why=why, fix=fix, source=source, points=points)
+
+
+def where_installed(method: str, build: Callable[[], tuple[Question, ...]]) -> tuple[Question, ...]:
+    """A rule's examples of a method, or none where the method is not installed."""
+    return build() if method in slugs("method") else ()
 
 
 def example(

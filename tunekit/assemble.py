@@ -147,12 +147,13 @@ def check_output(plan: Plan, overwrite: bool = False) -> None:
         OccupiedError: `output-occupied`.
     """
     folder = Path(plan.output_dir)
-    if folder.exists() and not folder.is_dir():
+    lowest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not lowest.is_dir():
         raise OccupiedError(
             error(
                 "output-occupied",
                 f"output folder {plan.output_dir!r}",
-                "a file of that name exists",
+                f"{lowest.name!r} is a file",
                 "set `output_dir` to another folder",
             )
         )

@@ -250,7 +250,7 @@ def test_a_folder_that_may_not_be_written(tiny_encoder: str, here: Path) -> None
 def test_an_output_folder_below_a_file(tiny_encoder: str, here: Path) -> None:
     write_rows(here / "rows.jsonl", some_rows())
     (here / "file").write_text("x")
-    refused("file-system", "train", write_plan(here, tiny_encoder, {"path": "rows.jsonl"}, output_dir="file/out"))
+    refused("output-occupied", "train", write_plan(here, tiny_encoder, {"path": "rows.jsonl"}, output_dir="file/out"))
 
 
 # ---------------------------------------------------------------------------------------------- values

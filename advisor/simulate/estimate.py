@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from tunekit.advisor.simulate.loop import Loop, Shape, Step
 from tunekit.estimate import MemoryEstimate, TimeEstimate
 from tunekit.plan import Plan
 from tunekit.task import Task
 from tunekit.workload import DataFacts, Hardware, ModelFacts, Workload
+
+if TYPE_CHECKING:
+    from tunekit.advisor.simulate.batches import Batches
+    from tunekit.advisor.simulate.trace import Cost
+
+    Ops = Sequence[tuple[str, Cost, int]]
 
 MIB = 2**20
 _HOST_BYTES = 560 * MIB
@@ -25,6 +32,10 @@ _PADDED_SPREAD = (0.95, 1.12)
 _CPU_SPREAD = (0.85, 1.25)
 _COARSE_SPREAD = (0.5, 2.0)
 _TIME_SPREAD = (0.6, 1.7)
+_NEAR = 0.5
+"""From this share of the longest length on the average step is scaled from the longest one's record."""
+_PER_ROW = ("forward", "loss", "backward")
+"""The moments that every micro-batch goes through."""
 
 
 def simulate(workload: Workload, plan: Plan, loop: Loop = "trainer") -> tuple[MemoryEstimate, TimeEstimate]:
@@ -149,6 +160,24 @@ def _length_reason(shape: Shape, data: DataFacts | None) -> str:
     return f"a batch of {shape.batch} rows of {shape.length} tokens ({known})"
 
 
+def _ops(plan: Plan, hardware: Hardware, data: DataFacts | None, loop: Loop, model: ModelFacts, shapes: Batches) -> Ops:
+    """The ops of a step at the average padded length.
+
+    Where that is near the longest, the step that was recorded for the memory is scaled: what depends on the length is
+    nearly a straight line in it, as attention's square is a few per cent of the work at these lengths.
+    """
+    longest, typical = shapes.longest, shapes.typical
+    ratio = (typical.length + typical.target_length) / (longest.length + longest.target_length)
+    if ratio < _NEAR:
+        return _recorded(plan, hardware, data, loop, model, typical).timeline.ops
+    ops = _recorded(plan, hardware, data, loop, model, longest).timeline.ops
+    return [(m, _scaled(c, ratio) if m in _PER_ROW else c, n) for m, c, n in ops]
+
+
+def _scaled(cost: Cost, ratio: float) -> Cost:
+    return cost._replace(flops=int(cost.flops * ratio), num_bytes=int(cost.num_bytes * ratio))
+
+
 def _facts(plan: Plan) -> ModelFacts:
     from tunekit.advisor.observe.model import model_facts
 
@@ -177,18 +206,18 @@ def estimate_time(
     model = model or _facts(plan)
     shapes = batches(plan, model, data, loop)
     try:
-        ops, fidelity = _recorded(plan, hardware, data, loop, model, shapes.typical).timeline.ops, "traced"
+        ops, fidelity = _ops(plan, hardware, data, loop, model, shapes), "traced"
     except Exception:
         ops, fidelity = coarse_ops(plan, model, shapes.typical), "coarse"
     line = roofline(hardware)
     once = seconds_by_moment(ops, line)
     micro = plan.gradient_accumulation_steps
-    parts = {m: s * (micro if m in ("forward", "loss", "backward") else 1) for m, s in once.items() if s}
+    parts = {m: s * (micro if m in _PER_ROW else 1) for m, s in once.items() if s}
     step = sum(parts.values())
     steps = num_steps(plan, data)
     low, high = _TIME_SPREAD if fidelity == "traced" else (0.3, 3.0)
     total = step * (steps or 1)
-    flops = sum(c.flops * n * (micro if m in ("forward", "loss", "backward") else 1) for m, c, n in ops)
+    flops = sum(c.flops * n * (micro if m in _PER_ROW else 1) for m, c, n in ops)
     unknown = () if steps else ("the number of rows is not known: one step",)
     return TimeEstimate(
         step_seconds=step,

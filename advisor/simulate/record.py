@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tunekit.advisor.simulate.loop import Shape, Step
 
 _MAX_FAMILIES = 64
+_MAX_READY = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +104,66 @@ def _record(subject: Subject, method: Method, objective: Objective | None, shape
         return record_at(subject, method, objective, shape, step, whole=True)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """A weightless model with a method on it, to take steps with."""
+
+    model: nn.Module
+    blocks: list[Sequence[nn.Module]]
+    stacks: tuple[Stack, ...]
+    head: nn.Module | None
+    originals: frozenset[int]
+    """`id`s of the base's own parameters."""
+    outside: tuple[Any, ...]
+    """Shapes of the parameters that the method put outside the blocks."""
+    whole: bool
+    of: tuple[Any, ...]
+    """What it was made of."""
+
+    def depends_on_depth(self) -> bool:
+        """Whether what the method put outside the blocks would be larger in the full model."""
+        if not self.outside or all(s.whole for s in self.stacks):
+            return False
+        subject, method, step = self.of
+        return _ready(subject, method, step, True).outside != self.outside
+
+
+_readied: OrderedDict[Any, Ready] = OrderedDict()
+
+
+def _ready(subject: Subject, method: Method, step: Step, whole: bool) -> Ready:
+    """The model that a step is recorded with. A steady step of the Trainer leaves nothing behind, so it is used again."""
+    described = json.dumps(method.to_dict(), sort_keys=True, default=str)
+    key = (subject, described, step, whole)
+    if key in _readied and step.loop == "trainer":
+        _readied.move_to_end(key)
+        return _readied[key]
+    _readied[key] = _make_ready(subject, method, step, whole)
+    while len(_readied) > _MAX_READY:
+        _readied.popitem(last=False)
+    return _readied[key]
+
+
+def _make_ready(subject: Subject, method: Method, step: Step, whole: bool) -> Ready:
+    import torch
+
+    from tunekit.advisor.simulate.depth import fresh
+
+    bare, stacks = skeleton(subject, whole)
+    base = fresh(bare)
+    originals = frozenset(id(p) for p in base.parameters())
+    blocks = [list(_blocks(base, s)) for s in stacks]
+    head = output_head(base)
+    shapes = {p.shape for p in base.parameters()}
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        model = method.apply(base, subject.task)
+    return Ready(
+        model=model, blocks=blocks, stacks=stacks, head=head, originals=originals, whole=whole,
+        outside=_outside(model, blocks, shapes), of=(subject, method, step),
+    )  # fmt: skip
+
+
 def record_at(
     subject: Subject, method: Method, objective: Objective | None, shape: Shape, step: Step, whole: bool
 ) -> Recorded:
@@ -111,24 +172,19 @@ def record_at(
     Raises:
         DepthError: the shallow trace cannot stand for the whole model's.
     """
-    import torch
-
-    from tunekit.advisor.simulate.depth import DepthError, extend, fresh
+    from tunekit.advisor.simulate.depth import DepthError, extend
     from tunekit.advisor.simulate.loop import record_step
 
-    bare, stacks = skeleton(subject, whole)
-    base = fresh(bare)
-    originals = {id(p): p.shape for p in base.parameters()}
-    blocks = [list(_blocks(base, s)) for s in stacks]
-    head = output_head(base)
+    ready = _ready(subject, method, step, whole)
+    if not whole and ready.depends_on_depth():
+        raise DepthError("the method adds parameters outside the blocks, as many as there are blocks")
+    counts = _count(ready.model, ready.blocks, ready.stacks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with torch.device("meta"):
-            model = method.apply(base, subject.task)
-        if any(not s.whole for s in stacks) and _grows_outside(model, blocks, set(originals.values())):
-            raise DepthError("the method adds parameters outside the blocks")
-        counts = _count(model, blocks, stacks)
-        trace, assumed = record_step(model, blocks, head, subject.task, shape, step, objective, frozenset(originals))
+        trace, assumed = record_step(
+            ready.model, ready.blocks, ready.head, subject.task, shape, step, objective, ready.originals
+        )
+    stacks = ready.stacks
     return Recorded(timeline=extend(trace, stacks), assumed=(assumed,) if assumed else (), **counts)
 
 
@@ -148,10 +204,10 @@ def output_head(model: Any) -> nn.Module | None:
     return head
 
 
-def _grows_outside(model: nn.Module, blocks: Sequence[Sequence[nn.Module]], shapes: set[Any]) -> bool:
-    """Whether the method added parameters outside the blocks (a prefix for every block does: its size follows depth)."""
+def _outside(model: nn.Module, blocks: Sequence[Sequence[nn.Module]], shapes: set[Any]) -> tuple[Any, ...]:
+    """Shapes of the parameters outside the blocks that the base has none of (a copy of its head does not count)."""
     inside = {id(p) for stack in blocks for block in stack for p in block.parameters()}
-    return any(id(p) not in inside and p.shape not in shapes for p in model.parameters())
+    return tuple(tuple(p.shape) for p in model.parameters() if id(p) not in inside and p.shape not in shapes)
 
 
 def _count(model: nn.Module, blocks: Sequence[Sequence[nn.Module]], stacks: Sequence[Stack]) -> dict[str, int]:

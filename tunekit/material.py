@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tunekit.data.columns import resolve
 from tunekit.data.encode import encode
 from tunekit.data.labels import label_names as read_label_names
+from tunekit.data.labels import num_labels as count_labels
 from tunekit.data.labels import problem_type as read_problem_type
 from tunekit.data.read import Rows, read
 from tunekit.errors import InvalidError
@@ -51,8 +52,8 @@ def gather(plan: Plan, train_dataset: Any = None, eval_dataset: Any = None) -> M
         )  # fmt: skip
     spec = plan.data
     columns = resolve(rows.train, dict(spec.columns) if spec else None, task)
-    names = read_label_names(rows.train, task, columns, spec.label_names if spec else ())
     problem = read_problem_type(rows.train, task, columns, plan.problem_type)
+    names = read_label_names(rows.train, task, columns, spec.label_names if spec else (), problem)
     shared: dict[str, Any] = {
         "columns": columns,
         "max_length": plan.max_length or context_length(plan.model, plan.revision, tokenizer),
@@ -62,13 +63,12 @@ def gather(plan: Plan, train_dataset: Any = None, eval_dataset: Any = None) -> M
     }
     train = encode(rows.train, task, tokenizer, **shared)
     evaluated = encode(rows.eval, task, tokenizer, **shared) if rows.eval is not None else None
-    labels = (len(names) or None) if problem != "regression" else 1
     return Material(
         tokenizer=tokenizer,
         train=train.dataset,
         eval=evaluated.dataset if evaluated else None,
         label_names=names,
-        num_labels=labels,
+        num_labels=count_labels(rows.train, columns, names, problem),
         problem_type=problem,
         findings=(*train.findings, *(evaluated.findings if evaluated else ())),
     )

@@ -18,7 +18,7 @@ _SERVER_BYTES = 40 * GIB
 """Cards from this size on come several to a machine."""
 _TRIES = 4
 """Each try simulates a few steps; an answer that needs more is given in bytes alone."""
-_STEP = 1.3
+_STEP = 1.15
 """After a machine on which nothing fitted the next one tried has at least this much more memory."""
 
 
@@ -66,14 +66,17 @@ def _way_out(workload: Workload, best: Entry, simulator: Simulator) -> str:
 
 
 def _machines(workload: Workload, best: Entry) -> Iterator[tuple[str, Hardware]]:
-    """Known cards, alone and several to a machine, that could hold the weights: the least memory first."""
-    least = floor_bytes(workload, best.plan)
+    """Known cards, alone or several to a machine, that might do: the least memory first."""
+    assert best.memory is not None
+    weights = floor_bytes(workload, best.plan)
+    alone, together = max(weights, 0.95 * best.memory.device_bytes), 1.2 * weights
     specs = [f"{n}x{card}" if n > 1 else card for card in devices() for n in _COUNTS]
     described = [(spec, hardware(spec)) for spec in specs]
     usable = [
         (spec, h)
         for spec, h in described
-        if (h.num_devices == 1 or h.memory_bytes >= _SERVER_BYTES) and h.memory_bytes * h.num_devices > least
+        if (h.memory_bytes > alone if h.num_devices == 1 else h.memory_bytes >= _SERVER_BYTES)
+        and h.memory_bytes * h.num_devices > together
     ]
     yield from sorted(
         usable, key=lambda pair: (pair[1].memory_bytes * pair[1].num_devices, pair[1].num_devices, pair[0])

@@ -15,6 +15,8 @@ _STYLE = """<style>
 .tunekit {font-family: system-ui, sans-serif; max-width: 60em; line-height: 1.4}
 .tunekit table {border-collapse: collapse; width: 100%}
 .tunekit th, .tunekit td {text-align: left; vertical-align: top; padding: .35em .7em; border-bottom: 1px solid #8886}
+.tunekit td, .tunekit th {white-space: nowrap}
+.tunekit td:nth-child(2) {white-space: normal; width: 100%}
 .tunekit small {opacity: .75; display: block}
 .tunekit .favours, .tunekit .disfavours {display: block; font-size: .9em}
 .tunekit .favours::before {content: "+ "}

@@ -108,9 +108,10 @@ def _ranked(advice: Advice, width: int) -> Iterator[Line]:
     yield _row(head, widths), "2"
     yield "-" * len(_row(("",) * 5, widths)), "2"
     for entry, row in zip(advice.ranked, cells, strict=True):
-        name, *more = textwrap.wrap(row[1], widths[1])
+        whole = len(row[1]) <= widths[1]
+        name = row[1] if whole else entry.plan.method.title[: widths[1]]
         yield _row((row[0], name, *row[2:]), widths), "1"
-        yield from _wrapped("; ".join([*more, settings(entry.plan)]), width, "2")
+        yield from _wrapped(settings(entry.plan) if whole else f"{row[1]}: {settings(entry.plan)}", width, "2")
         yield from _reason(entry, width)
     if len({e.tie for e in advice.ranked}) < len(advice.ranked):
         yield "", ""
@@ -162,12 +163,12 @@ def _rejected(advice: Advice, width: int) -> Iterator[Line]:
     yield "", ""
     yield "Not these", "1"
     names = [method_text(e.plan) for e in advice.rejected]
-    column = min(max(map(len, names)), 28)
+    column = min(max(map(len, names)), width // 2 - 4)
     for name, entry in zip(names, advice.rejected, strict=True):
         fault = entry.moving[0]
-        lead = f"  x  {name.ljust(column)}  "
+        lead = f"  x  {(name if len(name) <= column else entry.plan.method.title[:column]).ljust(column)}  "
         body = f"{fault.seen}" + (f": {fault.why}" if fault.why and fault.code != "fits-memory" else "")
-        for line in textwrap.wrap(body, width, initial_indent=lead, subsequent_indent=" " * min(len(lead), column + 7)):
+        for line in textwrap.wrap(body, width, initial_indent=lead, subsequent_indent=" " * len(lead)):
             yield line, ""
 
 

@@ -14,7 +14,7 @@ def _judge(q: Question) -> Finding | None:
     there, needed = q.workload.hardware.memory_bytes, q.memory.interval[1]
     return error(
         "fits-memory",
-        f"needs {needed / GIB:.1f} GiB of {there / GIB:.1f}: {max(needed - there, GIB // 10) / GIB:.1f} GiB are missing",
+        f"needs {needed / GIB:.1f} GiB of {there / GIB:.1f} ({max(needed - there, GIB // 10) / GIB:.1f} missing)",
         f"the peak is in {q.memory.moment}, already with {q.plan.per_device_train_batch_size} row a device",
         "shorten `max_length`, take a method that trains less, or more memory",
         _SOURCE,

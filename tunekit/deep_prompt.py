@@ -223,8 +223,11 @@ def places(table: nn.Embedding) -> int:
 
 # ---------------------------------------------------------------------------------------------- values
 @torch.no_grad()
-def set_random(model: nn.Module, std: float = 0.5) -> None:
-    """Normal keys and values; a reparameterisation keeps torch's own initialisation of its layers."""
+def set_random(model: nn.Module, std: float = 1.0) -> None:
+    """Normal keys and values, standard ones as in P-tuning v2 and PEFT, whose learning rates go with them.
+
+    A reparameterisation keeps torch's own initialisation of its layers.
+    """
     for prefix in prefixes_of(model).values():
         if isinstance(prefix, Prefix):
             nn.init.normal_(prefix.key, std=std)

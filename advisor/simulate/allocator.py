@@ -10,6 +10,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from typing import TYPE_CHECKING
 
+from tunekit.advisor.simulate.trace import PARTS
+
 if TYPE_CHECKING:
     from tunekit.advisor.simulate.depth import Timeline
 
@@ -23,7 +25,7 @@ _ROUND_LARGE = 2 * MIB
 
 
 class _Block:
-    """A piece of a segment; `key` orders free blocks by size, then age."""
+    """A piece of a segment; `key`, (bytes, address), orders free blocks."""
 
     __slots__ = ("after", "before", "free", "key", "small")
 
@@ -52,7 +54,7 @@ class CachingAllocator:
         self._pools: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         self._blocks: dict[int, _Block] = {}
         self._free: dict[int, _Block] = {}
-        self._age = 0
+        self._end = 0
 
     def allocate(self, name: int, num_bytes: int) -> None:
         """Takes `num_bytes` under a name that is not in use."""
@@ -60,10 +62,7 @@ class CachingAllocator:
         small = size <= _SMALL
         pool = self._pools[small]
         at = bisect_left(pool, (size, -1))
-        if at < len(pool):
-            block = self._free.pop(pool.pop(at)[1])
-        else:
-            block = self._segment(size, small)
+        block = self._free.pop(pool.pop(at)[1]) if at < len(pool) else self._segment(size, small)
         block.free = False
         self._split(block, size)
         self._blocks[name] = block
@@ -80,14 +79,18 @@ class CachingAllocator:
                 self._join(block, other)
         self._offer(block)
 
+    def preload(self, num_bytes: int) -> None:
+        """Takes and gives back one block, as transformers does before it loads weights onto a device."""
+        self._offer(self._segment(max(num_bytes, _MIN_LARGE), small=False))
+
     def __contains__(self, name: int) -> bool:
         return name in self._blocks
 
     def empty_cache(self) -> None:
         """Gives segments without any allocation back to the device."""
         for pool in self._pools.values():
-            for size, age in list(pool):
-                block = self._free[age]
+            for size, address in list(pool):
+                block = self._free[address]
                 if block.before is None and block.after is None:
                     self._withdraw(block)
                     self.reserved -= size
@@ -101,18 +104,15 @@ class CachingAllocator:
             total = -(-size // _ROUND_LARGE) * _ROUND_LARGE
         self.reserved += total
         self.peak_reserved = max(self.peak_reserved, self.reserved)
-        return self._block(total, small)
-
-    def _block(self, size: int, small: bool) -> _Block:
-        self._age += 1
-        return _Block((size, self._age), small)
+        address, self._end = self._end, self._end + total
+        return _Block((total, address), small)
 
     def _split(self, block: _Block, size: int) -> None:
         rest = block.key[0] - size
         if rest < _ROUND if block.small else rest <= _SMALL:
             return
         block.key = (size, block.key[1])
-        remainder = self._block(rest, block.small)
+        remainder = _Block((rest, block.key[1] + size), block.small)
         remainder.before, remainder.after = block, block.after
         if block.after is not None:
             block.after.before = remainder
@@ -130,7 +130,7 @@ class CachingAllocator:
         del self._free[block.key[1]]
 
     def _join(self, block: _Block, other: _Block) -> None:
-        block.key = (block.key[0] + other.key[0], block.key[1])
+        block.key = (block.key[0] + other.key[0], min(block.key[1], other.key[1]))
         if other is block.before:
             block.before = other.before
             if other.before is not None:
@@ -141,13 +141,22 @@ class CachingAllocator:
                 other.after.before = block
 
 
-def replay(allocator: CachingAllocator, timeline: Timeline, steps: int = 2) -> None:
+def replay(allocator: CachingAllocator, timeline: Timeline, steps: int = 2, preloads: bool = False) -> None:
     """Runs a recorded step several times; what lives before the step is allocated once, as a run does it.
 
     What the step frees of it (the batch, the last outputs) is taken anew before the next one.
+
+    Args:
+        allocator: Takes the events.
+        timeline: Of one step.
+        steps: How often it is run.
+        preloads: Whether the weights are loaded straight onto the device, into one block taken for all of them.
     """
     sizes, events = timeline.sizes.tolist(), timeline.events.tolist()
     start = _end_of_start(timeline)
+    if preloads:
+        weights = PARTS.index("weights")
+        allocator.preload(sum(sizes[e] for e in events[:start] if timeline.parts[e] == weights and sizes[e] > _SMALL))
     for event in events[:start]:
         allocator.allocate(event, sizes[event])
     for _ in range(steps):
@@ -156,7 +165,7 @@ def replay(allocator: CachingAllocator, timeline: Timeline, steps: int = 2) -> N
             if event >= 0:
                 allocator.allocate(event, sizes[event])
                 born.add(event)
-            elif ~event in born or ~event in allocator:
+            else:
                 allocator.free(~event)
                 born.discard(~event)
         for name in born:

@@ -41,9 +41,9 @@ def batches(plan: Plan, model: ModelFacts, data: DataFacts | None, loop: Loop) -
     full = plan.packing or known is None
     top = cap or _ASSUMED_LENGTH
     longest = top if full or known is None else int(known.max())
-    mean = float(longest if full or known is None else expected_longest(known, rows, loop))
+    mean = float(longest if full or known is None else expected_longest(known, rows, loop, plan.effective_batch_size))
     target = int(targets.max()) if targets is not None else (longest if plan.task == "seq2seq" else 0)
-    target_mean = expected_longest(targets, rows, loop) if targets is not None else target
+    target_mean = expected_longest(targets, rows) if targets is not None else target
     padded = rows > 1 and not full and known is not None and bool(known.min() < known.max())
     choices = (data.num_choices if data else None) or (2 if plan.task == "multiple-choice" else 1)
     biggest = Shape(
@@ -70,26 +70,30 @@ def _cut(lengths: tuple[int, ...], cap: int | None) -> np.ndarray | None:
     return np.minimum(known, cap) if cap else known
 
 
-def expected_longest(lengths: np.ndarray, rows: int, loop: Loop = "trainer") -> float:
-    """The expected longest of `rows` rows drawn at random, or of a batch cut from a sorted window.
+def expected_longest(lengths: np.ndarray, rows: int, loop: Loop | None = None, step_rows: int = 0) -> float:
+    """The expected longest of `rows` rows: drawn at random, or cut from a window that is sorted by length.
 
     Args:
         lengths: Tokens a row, ascending.
         rows: Rows of a batch.
-        loop: `peft-benchmark` sorts windows of 80 rows.
+        loop: `peft-benchmark` sorts windows of 80 rows, `trainer` of fifty steps or a quarter of the rows; None: at random.
+        step_rows: Rows of an optimizer step, for `trainer`.
 
     Example:
         >>> expected_longest(np.array([10, 10, 10]), 4)
         10.0
         >>> round(expected_longest(np.arange(1, 101), 1), 1)
         50.5
+        >>> expected_longest(np.arange(1, 1001), 10, "trainer", 10) < expected_longest(np.arange(1, 1001), 10)
+        True
     """
     n = len(lengths)
-    if loop == "peft-benchmark":
-        ranks = 1 - (np.arange(0, _WINDOW, rows) + 0.5) / _WINDOW
-        return float(np.quantile(lengths, ranks).mean())
-    shares = (np.arange(n + 1) / n) ** rows
-    return float((np.diff(shares) * lengths).sum())
+    if loop is None:
+        shares = (np.arange(n + 1) / n) ** rows
+        return float((np.diff(shares) * lengths).sum())
+    window = _WINDOW if loop == "peft-benchmark" else max(1, min(n // (4 * step_rows), 50)) * step_rows
+    ranks = 1 - (np.arange(0, window, rows) + 0.5) / window
+    return float(np.quantile(lengths, ranks).mean())
 
 
 def _previous(known: np.ndarray | None, longest: int) -> int:

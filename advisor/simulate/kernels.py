@@ -30,6 +30,54 @@ SPECIAL: dict[Any, Callable[[Any, bool], Any]] = {torch.ops.aten._local_scalar_d
 """Ops that are answered here and never run."""
 
 
+def grouped_product(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    offs: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: Any = None,
+) -> torch.Tensor:
+    """The output of a product of groups of rows (mixtures of experts); torch's own shape function wants bfloat16."""
+    if a.dim() == 2 and b.dim() == 2:
+        assert offs is not None
+        shape = (offs.shape[0], a.shape[0], b.shape[1])
+    elif a.dim() == 2 or b.dim() == 2:
+        shape = (a.shape[-2], b.shape[-1])  # type: ignore[assignment]
+    else:
+        shape = (a.shape[0], a.shape[1], b.shape[2])
+    return a.new_empty(shape, dtype=out_dtype or a.dtype)
+
+
+def marked_positions(mask: torch.Tensor) -> torch.Tensor:
+    """Positions of what a mask marks: one a row (encoders with a decoder classify at each row's end token)."""
+    return mask.new_empty((mask.shape[0] if mask.dim() > 1 else mask.numel(), mask.dim()), dtype=torch.long)
+
+
+def unique_runs(x: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Runs of equal values: one, as where every row has one end token."""
+    counts = x.new_empty((0,), dtype=torch.long)
+    return x.new_empty((1,)), counts, counts.new_empty((0,))
+
+
+def pick(x: torch.Tensor, indices: Any) -> torch.Tensor:
+    """Indexing, with masks turned into positions first: how many there are would need values."""
+    plain: list[torch.Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype == torch.bool:
+            plain += marked_positions(index).unbind(1)
+        else:
+            plain.append(index)
+    return torch.ops.aten.index.Tensor(x, plain)
+
+
+SUBSTITUTES: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.nonzero.default: marked_positions,
+    torch.ops.aten.unique_consecutive.default: unique_runs,
+    torch.ops.aten.index.Tensor: pick,
+} | {op.default: grouped_product for op in (getattr(torch.ops.aten, "_grouped_mm", None),) if op is not None}
+"""Ops whose shapes are worked out here because torch's shape function refuses them."""
+
+
 class Attention(TorchFunctionMode):
     """Sends scaled-dot-product attention to the kernel the device would take; meta tensors only know the formula.
 

@@ -203,6 +203,7 @@ def _own(
     for p in [*model.parameters(), *model.buffers()]:
         added = p.requires_grad and id(p) not in originals
         recorder.own([p], "adapters" if added else "weights", blocks.get(id(p)))
+    recorder.ignore(optimizer.counters())
     for p, state in optimizer.states():
         recorder.own([state], "optimizer", blocks.get(id(p)))
     for p in grads:

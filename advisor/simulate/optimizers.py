@@ -23,19 +23,30 @@ class Optimizer(Protocol):
     def states(self) -> Iterable[tuple[nn.Parameter, torch.Tensor]]:
         """(parameter, state tensor) pairs that live on the device."""
 
+    def counters(self) -> Iterable[torch.Tensor]:
+        """Step counters, which live on the host."""
+
     def step(self) -> Cost | None:
         """Updates the parameters; the cost where the update is one kernel that no mode can see."""
 
 
 @dataclass(frozen=True, slots=True)
 class Looped:
-    """A torch optimizer that runs on weightless tensors, every temporary seen."""
+    """A torch optimizer that runs on weightless tensors, every temporary seen. Its step counters stay on the host."""
 
     optimizer: torch.optim.Optimizer
 
     def states(self) -> Iterable[tuple[nn.Parameter, torch.Tensor]]:
         for p, state in self.optimizer.state.items():
-            yield from ((p, t) for t in state.values() if isinstance(t, torch.Tensor) and t.device == p.device)
+            yield from ((p, t) for name, t in state.items() if isinstance(t, torch.Tensor) and name != "step")
+
+    def counters(self) -> Iterable[torch.Tensor]:
+        return (
+            t
+            for state in self.optimizer.state.values()
+            for n, t in state.items()
+            if n == "step" and isinstance(t, torch.Tensor)
+        )
 
     def step(self) -> None:
         self.optimizer.step()
@@ -51,6 +62,9 @@ class InPlace:
 
     def states(self) -> Iterable[tuple[nn.Parameter, torch.Tensor]]:
         return self.pairs if self.on_device else ()
+
+    def counters(self) -> Iterable[torch.Tensor]:
+        return ()
 
     def step(self) -> Cost:
         params = {id(p): p for p, _ in self.pairs}.values()

@@ -103,6 +103,7 @@ class Recorder(TorchDispatchMode):
         self._bound_blocks: list[Block | None] = []
         self._loss_from = _NO_SEQUENCE
         self._block: Block | None = None
+        self._ignored: set[int] = set()
         self._closed = False
         self.moment = "start"
 
@@ -116,6 +117,10 @@ class Recorder(TorchDispatchMode):
                 self._marks.setdefault(number, part)
                 if block is not None:
                     self._owners.setdefault(number, block)
+
+    def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Leaves tensors out of account that a device would not hold, such as step counters."""
+        self._ignored.update(t.untyped_storage()._cdata for t in tensors)
 
     def mark(self, tensors: Iterable[torch.Tensor], part: str) -> None:
         """Says what recorded tensors turned out to be."""
@@ -191,6 +196,8 @@ class Recorder(TorchDispatchMode):
         known = self._live.get(address)
         if known is not None:
             return known.number
+        if address in self._ignored:
+            return None
         size = storage.nbytes()
         if not size:
             return None
@@ -321,7 +328,7 @@ def _answer(func: Any, args: Any, kwargs: Any, device: str, padded: bool) -> tup
         return func(*args, **kwargs), None, 0
     if known is not _UNSEEN:
         return (_first(args) if kind.in_place else _remake(known.outs)), known.cost, known.scratch
-    out = _first(args) if kind.in_place else func(*args, **kwargs)
+    out = _first(args) if kind.in_place else kernels.SUBSTITUTES.get(func, func)(*args, **kwargs)
     aliased = not kind.in_place and _aliases(out, args)
     cost = None if aliased else _cost(func, args, kwargs, out)
     scratch = 0 if aliased else kernels.scratch_bytes(func, args, device)

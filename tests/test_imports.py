@@ -35,6 +35,7 @@ ROWS: dict[str, set[str]] = {
     "tunekit.scores": NOUNS,
     "tunekit.metrics": {*NOUNS, "tunekit.data", "tunekit.scores"},
     "tunekit.host": NOUNS,
+    "tunekit.sampler": NOUNS,
     "tunekit.pretrained": {*NOUNS, "tunekit.quantization"},
     "tunekit.material": {*NOUNS, "tunekit.data", "tunekit.pretrained"},
     "tunekit.preflight": {*NOUNS, "tunekit.data"},

@@ -11,6 +11,7 @@ from transformers import Seq2SeqTrainer, Trainer
 from tunekit.attach import prepared
 from tunekit.contracts import Objective
 from tunekit.objectives.supervised import Supervised
+from tunekit.sampler import GroupedByLength, row_lengths
 
 
 class TrainerMixin:
@@ -72,6 +73,17 @@ class TrainerMixin:
                 groups = attached.method.parameter_groups(target, args.learning_rate, args.weight_decay)
                 self.optimizer = cls(groups, **kwargs)
         return super().create_optimizer(model)  # type: ignore[misc]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """For `train_sampling_strategy="group_by_length"` a sampler that is right over ranks and after a resumption."""
+        host = super()._get_train_sampler  # type: ignore[misc]
+        args = self.args  # type: ignore[attr-defined]
+        rows = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
+        lengths = row_lengths(rows) if args.train_sampling_strategy == "group_by_length" else None
+        if lengths is None:
+            return host(train_dataset)
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return GroupedByLength(lengths, step, args.seed if args.data_seed is None else args.data_seed)
 
 
 class TunekitTrainer(TrainerMixin, Trainer):

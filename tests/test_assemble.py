@@ -165,7 +165,9 @@ def test_the_mixin_composes_with_trls_sft_trainer(tiny_decoder: str, tmp_path: P
     class Ours(tunekit.TrainerMixin, trl.SFTTrainer):
         pass
 
-    model = tunekit.prepare(AutoModelForCausalLM.from_pretrained(tiny_decoder), Lora(r=4, loraplus_lr_ratio=16.0), "causal-lm")
+    model = tunekit.prepare(
+        AutoModelForCausalLM.from_pretrained(tiny_decoder), Lora(r=4, loraplus_lr_ratio=16.0), "causal-lm"
+    )
     args = trl.SFTConfig(
         str(tmp_path), max_steps=3, logging_steps=1, report_to="none", use_cpu=True, learning_rate=1e-2, bf16=False,
         max_length=32,

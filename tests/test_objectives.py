@@ -24,7 +24,9 @@ from tunekit.mixin import TunekitTrainer
 BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 40,
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_labels": 3}  # fmt: skip
 LLAMA = LlamaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=40)
-T5 = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=40, dropout_rate=0.0, decoder_start_token_id=0)
+T5 = T5Config(
+    d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=40, dropout_rate=0.0, decoder_start_token_id=0
+)
 MAKE = {
     "bert-sequence": (lambda: BertForSequenceClassification(BertConfig(**BERT)), "one"),
     "bert-token": (lambda: BertForTokenClassification(BertConfig(**BERT)), "each"),

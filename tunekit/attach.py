@@ -94,7 +94,9 @@ def _load_state_dict(
     """
     if {*state_dict} - {*self.state_dict()}:
         kind: Any = type(self)
-        whole, said = kind.from_pretrained(None, config=self.config, state_dict=dict(state_dict), output_loading_info=True)
+        whole, said = kind.from_pretrained(
+            None, config=self.config, state_dict=dict(state_dict), output_loading_info=True
+        )
         state_dict = {k: v for k, v in whole.state_dict().items() if k not in said["missing_keys"]}
     return type(self).load_state_dict(self, state_dict, strict, assign)
 

@@ -107,7 +107,7 @@ class Ready:
     """A weightless model with a method on it, to take steps with."""
 
     model: nn.Module
-    blocks: list[Sequence[nn.Module]]
+    blocks: Sequence[Sequence[nn.Module]]
     stacks: tuple[Stack, ...]
     head: nn.Module | None
     originals: frozenset[int]

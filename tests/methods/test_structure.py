@@ -141,3 +141,19 @@ def test_wrappers_are_looked_through() -> None:
     assert unwrapped(wrapped) is inner
     assert base_name(wrapped) == "bert"
     assert head_modules(wrapped, Task.named("token-classification")) == ("classifier",)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "task", "heads"),
+    [
+        ("bert", "sequence-classification", ("bert.pooler", "classifier")), ("bert", "multiple-choice", ("bert.pooler", "classifier")),
+        ("bert", "token-classification", ("classifier",)), ("roberta", "sequence-classification", ("classifier",)),
+        ("roberta", "multiple-choice", ("roberta.pooler", "classifier")), ("deberta-v2", "sequence-classification", ("pooler", "classifier")),
+        ("distilbert", "sequence-classification", ("pre_classifier", "classifier")), ("modernbert", "question-answering", ("head", "classifier")),
+        ("electra", "multiple-choice", ("sequence_summary", "classifier")), ("llama", "sequence-classification", ("score",)),
+        ("gpt2", "question-answering", ("qa_outputs",)), ("t5", "sequence-classification", ("classification_head",)),
+        ("t5", "question-answering", ("qa_outputs",)), ("bart", "sequence-classification", ("classification_head",)),
+    ],
+)  # fmt: skip
+def test_a_pooler_that_feeds_the_head_belongs_to_it(architecture: str, task: str, heads: tuple[str, ...]) -> None:
+    assert head_modules(zoo.build(architecture, Task.named(task), device="meta"), Task.named(task)) == heads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,17 +96,19 @@ class Full(Method):
 
         self.apply(model, task)
         try:
+            # The base's own configuration: BART's reads back with three labels whatever was saved (transformers 5.23).
             saved, info = type(model).from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
+                str(folder), config=copy.deepcopy(model.config), local_files_only=True, use_safetensors=True, output_loading_info=True
+            )  # fmt: skip
         except SafetensorError as e:
             raise UnreadableError(
                 error("adapter-corrupted", str(folder), reason(e), "save it again, or fetch an intact copy")
             ) from None
         except (ValueError, RuntimeError, OSError, KeyError) as e:
             raise UnsupportedError(wrong_base(folder, reason(e))) from None
-        if missing := sorted(info["missing_keys"]):
-            raise UnsupportedError(wrong_base(folder, f"{missing[0]} is not in the folder"))
+        for what, where in (("missing_keys", "folder"), ("unexpected_keys", "model")):
+            if names := sorted(info[what]):
+                raise UnsupportedError(wrong_base(folder, f"{names[0]} is not in the {where}"))
         have, want = saved.state_dict(), model.state_dict()
         raise_mismatch(
             folder, {k: tuple(v.shape) for k, v in have.items()}, {k: tuple(v.shape) for k, v in want.items()}

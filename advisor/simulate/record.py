@@ -122,11 +122,15 @@ class Ready:
         """Whether what the method put outside the blocks would be larger in the full model."""
         if not self.outside or all(s.whole for s in self.stacks):
             return False
-        subject, method, step = self.of
-        return _ready(subject, method, step, True).outside != self.outside
+        subject, method, described = self.of
+        if (subject, described) not in _outside_whole:
+            _outside_whole[subject, described] = _make_ready(subject, method, described, True).outside
+        return _outside_whole[subject, described] != self.outside
 
 
 _readied: OrderedDict[Any, Ready] = OrderedDict()
+_outside_whole: dict[Any, tuple[Any, ...]] = {}
+"""By subject and method: what the method puts outside the blocks of the whole model."""
 
 
 def _ready(subject: Subject, method: Method, step: Step, whole: bool) -> Ready:
@@ -136,13 +140,13 @@ def _ready(subject: Subject, method: Method, step: Step, whole: bool) -> Ready:
     if key in _readied and step.loop == "trainer":
         _readied.move_to_end(key)
         return _readied[key]
-    _readied[key] = _make_ready(subject, method, step, whole)
+    _readied[key] = _make_ready(subject, method, described, whole)
     while len(_readied) > _MAX_READY:
         _readied.popitem(last=False)
     return _readied[key]
 
 
-def _make_ready(subject: Subject, method: Method, step: Step, whole: bool) -> Ready:
+def _make_ready(subject: Subject, method: Method, described: str, whole: bool) -> Ready:
     import torch
 
     from tunekit.advisor.simulate.depth import fresh
@@ -158,7 +162,7 @@ def _make_ready(subject: Subject, method: Method, step: Step, whole: bool) -> Re
         model = method.apply(base, subject.task)
     return Ready(
         model=model, blocks=blocks, stacks=stacks, head=head, originals=originals, whole=whole,
-        outside=_outside(model, blocks, shapes), of=(subject, method, step),
+        outside=_outside(model, blocks, shapes), of=(subject, method, described),
     )  # fmt: skip
 
 

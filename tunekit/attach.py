@@ -13,9 +13,8 @@ from tunekit.discovery import everything, find
 from tunekit.errors import InvalidError, MissingError, UnsupportedError, raise_all
 from tunekit.finding import Finding, error
 from tunekit.snapshot import Prepared, Snapshot, prepared, record
-from tunekit.structure import base_model, bias_names, blocks, head_modules, task_model, tasks_of, unwrapped
+from tunekit.structure import facts_of, head_modules, quantization_of, tasks_of, unwrapped
 from tunekit.task import TASKS, Task
-from tunekit.workload import ModelFacts, Side
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +51,7 @@ def prepare(model: nn.Module, method: Method, task: Task | str, *, reversible: b
     """
     task = Task.named(task) if isinstance(task, str) else task
     raise_all(_faults(model, task), UnsupportedError)
-    if refusal := method.supports(_facts(model), task, quantization=_quantization(model)):
+    if refusal := method.supports(facts_of(model), task, quantization=quantization_of(model)):
         raise UnsupportedError(refusal)
     changed = method.base_values_changed(model, task)
     snapshot = Snapshot.take(model, copy=changed if reversible else ())
@@ -168,7 +167,7 @@ def merge(model: nn.Module) -> nn.Module:
         raise UnsupportedError(
             error("method-no-merge", "merge", "what was learnt is no change of the base's weights", "keep it attached")
         )
-    if _quantization(what.snapshot.model):
+    if quantization_of(what.snapshot.model):
         raise UnsupportedError(
             error(
                 "merge-quantized", "merge into a quantised base", "the sum would be rounded to a few bits once more",
@@ -365,45 +364,3 @@ def _is_bare(model: nn.Module) -> bool:
         for n in (v if isinstance(v, tuple | list) else (v,))
     }
     return type(model).__name__ in names and not tasks_of(model)
-
-
-def _quantization(model: nn.Module) -> str | None:
-    """How the live base is quantised, in a plan's terms; another library's name where it is not bitsandbytes."""
-    config = getattr(getattr(task_model(model), "config", None), "quantization_config", None)
-    if config is None or not getattr(model, "is_quantized", getattr(model, "hf_quantizer", None) is not None):
-        return None
-    if getattr(config, "load_in_4bit", False):
-        return str(config.bnb_4bit_quant_type)
-    return "int8" if getattr(config, "load_in_8bit", False) else str(getattr(config, "quant_method", "quantised"))
-
-
-def _side(config: Any) -> Side:
-    """Which half of a transformer: a decoder is what writes text and fills in no masks."""
-    from transformers.models.auto import modeling_auto as auto
-
-    if getattr(config, "is_encoder_decoder", False):
-        return "seq2seq"
-    masked = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return "decoder" if config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked else "encoder"
-
-
-def _facts(model: nn.Module) -> ModelFacts:
-    """What `supports` may ask about, off the live model."""
-    config = model.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    experts = (getattr(text, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts"))
-    return ModelFacts(
-        name=type(model).__name__,
-        config_json=config.to_json_string(use_diff=False),
-        model_type=config.model_type,
-        side=_side(config),
-        num_parameters=sum(p.numel() for p in model.parameters()),
-        num_layers=sum(len(layers) for _, layers in blocks(model)),
-        hidden_size=getattr(text, "hidden_size", None) or 0,
-        vocab_size=getattr(text, "vocab_size", None) or 0,
-        num_experts=next((n for n in experts if isinstance(n, int)), 0),
-        has_weights=True,
-        has_bias=bool(bias_names(base_model(model))),
-        can_checkpoint=bool(getattr(model, "supports_gradient_checkpointing", False)),
-        tasks=tuple(t.name for t in tasks_of(model)),
-    )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tunekit.task import TASKS, Task
+from tunekit.workload import ModelFacts, Side
 
 if TYPE_CHECKING:
     from torch import nn
@@ -206,6 +207,48 @@ def features(module: Any) -> tuple[int, int]:
     if hasattr(module, "in_features"):
         return module.in_features, module.out_features
     return module.weight.shape[0], module.weight.shape[1]
+
+
+def quantization_of(model: nn.Module) -> str | None:
+    """How the live base is quantised, in a plan's terms; another library's name where it is not bitsandbytes."""
+    config = getattr(getattr(task_model(model), "config", None), "quantization_config", None)
+    if config is None or not getattr(model, "is_quantized", getattr(model, "hf_quantizer", None) is not None):
+        return None
+    if getattr(config, "load_in_4bit", False):
+        return str(config.bnb_4bit_quant_type)
+    return "int8" if getattr(config, "load_in_8bit", False) else str(getattr(config, "quant_method", "quantised"))
+
+
+def _side(config: Any) -> Side:
+    """Which half of a transformer: a decoder is what writes text and fills in no masks."""
+    from transformers.models.auto import modeling_auto as auto
+
+    if getattr(config, "is_encoder_decoder", False):
+        return "seq2seq"
+    masked = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return "decoder" if config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked else "encoder"
+
+
+def facts_of(model: nn.Module) -> ModelFacts:
+    """What `supports` may ask about, off the live model."""
+    config = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    experts = (getattr(text, key, None) for key in ("num_local_experts", "num_experts", "n_routed_experts"))
+    return ModelFacts(
+        name=type(model).__name__,
+        config_json=config.to_json_string(use_diff=False),
+        model_type=config.model_type,
+        side=_side(config),
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        num_layers=sum(len(layers) for _, layers in blocks(model)),
+        hidden_size=getattr(text, "hidden_size", None) or 0,
+        vocab_size=getattr(text, "vocab_size", None) or 0,
+        num_experts=next((n for n in experts if isinstance(n, int)), 0),
+        has_weights=True,
+        has_bias=bool(bias_names(base_model(model))),
+        can_checkpoint=bool(getattr(model, "supports_gradient_checkpointing", False)),
+        tasks=tuple(t.name for t in tasks_of(model)),
+    )
 
 
 def _has_parameters(module: nn.Module) -> bool:

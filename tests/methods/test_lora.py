@@ -267,9 +267,9 @@ def test_a_smaller_rank_for_narrow_layers_is_the_way_out() -> None:
 
 
 def test_pissa_on_a_quantised_base_is_refused_before_loading() -> None:
-    from tunekit.attach import _facts
+    from tunekit.structure import facts_of
 
-    facts = _facts(zoo.build("llama", WRITE, device="meta"))
+    facts = facts_of(zoo.build("llama", WRITE, device="meta"))
     assert Lora(init_lora_weights="pissa").supports(facts, WRITE, quantization="nf4").code == "lora-init-quantized"
     assert Lora().supports(facts, WRITE, quantization="nf4") is None
 

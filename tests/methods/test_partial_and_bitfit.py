@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 import zoo
-from tunekit.attach import _facts, prepare
+from tunekit.attach import prepare
 from tunekit.contracts import Method
 from tunekit.errors import InvalidError, UnsupportedError
 from tunekit.methods.bitfit import BitFit
 from tunekit.methods.full import Full
 from tunekit.methods.partial import Partial
+from tunekit.structure import facts_of
 from tunekit.task import Task
 
 CLASSIFY, SEQ2SEQ, WRITE = (Task.named(n) for n in ("sequence-classification", "seq2seq", "causal-lm"))
@@ -82,7 +83,7 @@ def test_bitfit_trains_biases_and_the_head_only() -> None:
 
 @pytest.mark.parametrize("architecture", ["llama", "mixtral", "gemma3", "qwen3", "phi3", "modernbert"])
 def test_bitfit_is_refused_where_nothing_has_a_bias(architecture: str) -> None:
-    facts = _facts(zoo.build(architecture, CLASSIFY, device="meta"))
+    facts = facts_of(zoo.build(architecture, CLASSIFY, device="meta"))
     finding = BitFit().supports(facts, CLASSIFY)
     assert finding is not None
     assert finding.code == "bitfit-no-bias"
@@ -91,7 +92,7 @@ def test_bitfit_is_refused_where_nothing_has_a_bias(architecture: str) -> None:
 
 @pytest.mark.parametrize("method", [Full(), Partial(), BitFit()])
 def test_methods_that_move_the_base_refuse_a_quantised_one(method: Method) -> None:
-    facts = _facts(zoo.build("bert", CLASSIFY, device="meta"))
+    facts = facts_of(zoo.build("bert", CLASSIFY, device="meta"))
     assert method.supports(facts, CLASSIFY) is None
     finding = method.supports(facts, CLASSIFY, quantization="nf4")
     assert finding is not None

@@ -56,6 +56,7 @@ class RunRecord(TrainerCallback):
             "plan": _facts.without_home(plan.to_dict()) if plan is not None else None,
             "logs": [],
             "evaluations": [],
+            "final": None,
             "predicted": {
                 "memory": memory.to_dict() if memory is not None else None,
                 "duration": duration.to_dict() if duration is not None else None,
@@ -118,12 +119,14 @@ class RunRecord(TrainerCallback):
         metrics: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keeps the metrics; after the end of training writes again."""
+        """Keeps the metrics. What is evaluated after training (on the best weights, where they are loaded) is `final`."""
         entry = {"step": state.global_step, "epoch": state.epoch, **_numbers(metrics or {})}
-        self._record["evaluations"].append(entry)
         self._record.setdefault("data", {})["eval_rows"] = _facts.length(kwargs.get("eval_dataloader"))
         if self._record["status"] == "finished":
+            self._record["final"] = entry
             self._write(state)
+        else:
+            self._record["evaluations"].append(entry)
         self._clock.mark()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

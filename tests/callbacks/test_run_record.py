@@ -66,7 +66,8 @@ def test_the_record_holds_losses_metrics_and_both_sides_of_every_prediction(tmp_
     record = json.loads((tmp_path / "there" / "record.json").read_text())
     assert [row["step"] for row in record["logs"]] == [1, 2, 3, 4]
     assert record["logs"][0]["loss"] == trainer.state.log_history[0]["loss"]
-    assert record["evaluations"][-1]["eval_loss"] == metrics["eval_loss"]
+    assert record["final"]["eval_loss"] == metrics["eval_loss"]
+    assert record["evaluations"] == []
     assert record["parameters"] == {"trainable": 1, "total": 8}
     assert record["data"] == {"train_rows": 8, "fingerprint": record["data"]["fingerprint"], "eval_rows": 3}
     assert record["steps"] == {"planned": 4, "resumed_at": 0, "done": 4}

@@ -187,6 +187,19 @@ def test_the_page_shows_the_advice_with_reasons_ties_and_what_was_rejected(usual
         assert said in text
 
 
+def test_what_stands_in_backticks_is_code_and_still_escaped(tmp_path: Path) -> None:
+    advice = copy.deepcopy(ADVICE)
+    advice["findings"][0]["seen"] = "`<b>` and `x"
+    assert "<li><code>&lt;b&gt;</code> and `x.</li>" in html(tmp_path, RECORD, advice)
+
+
+def test_the_evaluation_after_training_is_no_point_of_the_curve(tmp_path: Path) -> None:
+    record = {**RECORD, "final": {"step": 100, "eval_loss": 0.5, "eval_accuracy": 0.95}}
+    page = Page(html(tmp_path, record))
+    assert "after training 0.5 0.95" in page.text
+    assert "accuracy from 0.910 to 0.870" in page.text
+
+
 def test_a_run_without_advice_shows_its_own_memory(tmp_path: Path) -> None:
     page = Page(html(tmp_path, RECORD, None))
     assert "The advice" not in page.text

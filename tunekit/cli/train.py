@@ -45,9 +45,8 @@ def _text(record: dict[str, Any], folder: str) -> str:
     from tunekit.callbacks.progress import clock, metrics_line
 
     lines = []
-    if record["evaluations"]:
-        last = {k: v for k, v in record["evaluations"][-1].items() if k.startswith("eval_")}
-        lines.append(f"evaluation: {metrics_line(last)}")
+    if record["final"]:
+        lines.append(f"evaluation: {metrics_line({k: v for k, v in record['final'].items() if k.startswith('eval_')})}")
     measured = record["measured"]
     if measured["duration"]:
         lines.append(f"{record['steps']['done']} steps in {clock(measured['duration']['wall_seconds'])}")

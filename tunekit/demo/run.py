@@ -130,7 +130,7 @@ def _train(advice: Advice, output: Path, index: int, seeds: int, overwrite: bool
         made.train()
     finally:
         progress.close()
-    held_out = made.evaluate()["eval_accuracy"]
+    held_out = made.state.best_metric
     adapter = output / f"adapter{part}"
     made.save_model(str(adapter))
     saved = plan.save(output / f"plan{part}.yaml", overwrite=True)

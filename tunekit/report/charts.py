@@ -57,7 +57,7 @@ def scores(rows: Sequence[tuple[str, float]], metric: str) -> str:
 
 def memory(bars: Sequence[Bar], device_bytes: float | None, device: str) -> str:
     """Memory by part as stacked bars against the device."""
-    parts = list(dict.fromkeys(part for bar in bars for part in bar.parts))
+    parts = sorted(dict.fromkeys(part for bar in bars for part in bar.parts), key=lambda part: part == REST)
     colour = {part: SERIES[i % len(SERIES)] for i, part in enumerate(parts)} | {REST: MUTED}
 
     def draw(figure: Figure) -> None:

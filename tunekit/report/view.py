@@ -152,20 +152,21 @@ def _curves(record: Mapping[str, Any]) -> str | None:
 
 
 def _points(rows: list[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(step, value) of the rows that have one, a later evaluation at the same step in place of an earlier."""
+    """(step, value) of the rows that have one."""
     return sorted({row["step"]: row[key] for row in rows if row.get(key) is not None}.items())
 
 
 def _evaluations(record: Mapping[str, Any]) -> dict[str, Any] | None:
     """The evaluations as a table: the chart in words."""
     skipped = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "step", "epoch")
-    rows = record.get("evaluations", [])
-    names = list(dict.fromkeys(k for row in rows for k in row if k not in skipped))
+    rows = [(number(row["step"]), row) for row in record.get("evaluations", [])]
+    rows += [("after training", record["final"])] if record.get("final") else []
+    names = list(dict.fromkeys(k for _, row in rows for k in row if k not in skipped))
     if not names:
         return None
     return {
         "names": [n.removeprefix("eval_").replace("_", " ") for n in names],
-        "rows": [[number(row["step"]), *(number(row.get(n)) for n in names)] for row in rows],
+        "rows": [[when, *(number(row.get(n)) for n in names)] for when, row in rows],
     }
 
 

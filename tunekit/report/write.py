@@ -55,5 +55,15 @@ def html(record: Mapping[str, Any], advice: Mapping[str, Any] | None) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["ticks"] = _ticks
     template = environment.from_string((files / "report.html").read_text("utf-8"))
     return template.render(**view(record, advice), css=(files / "report.css").read_text("utf-8"))
+
+
+def _ticks(text: str) -> Any:
+    """Escaped text with what stands between backticks as code."""
+    import re
+
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

@@ -74,7 +74,8 @@ SUBSTITUTES: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.nonzero.default: marked_positions,
     torch.ops.aten.unique_consecutive.default: unique_runs,
     torch.ops.aten.index.Tensor: pick,
-} | {op.default: grouped_product for op in (getattr(torch.ops.aten, "_grouped_mm", None),) if op is not None}
+    **{op.default: grouped_product for op in (getattr(torch.ops.aten, "_grouped_mm", None),) if op is not None},
+}
 """Ops whose shapes are worked out here because torch's shape function refuses them."""
 
 

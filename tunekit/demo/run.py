@@ -131,6 +131,7 @@ def _train(advice: Advice, output: Path, index: int, seeds: int, overwrite: bool
     finally:
         progress.close()
     held_out = made.state.best_metric
+    assert held_out is not None, "each epoch is evaluated"
     adapter = output / f"adapter{part}"
     made.save_model(str(adapter))
     saved = plan.save(output / f"plan{part}.yaml", overwrite=True)

@@ -260,10 +260,22 @@ def _predicted(plan: Plan) -> tuple[Any, Any]:
     from tunekit.errors import TunekitError
 
     try:
-        here = hardware("auto")
-        return estimate_memory(plan, here), estimate_time(plan, here)
+        here, facts = hardware("auto"), plan_facts(plan)
+        return estimate_memory(plan, here, facts), estimate_time(plan, here, facts)
     except TunekitError:
         return None, None
+
+
+def plan_facts(plan: Plan) -> DataFacts | None:
+    """What the rows that a plan names say, read as `tunekit.advise` reads them; None where it names none."""
+    from tunekit.advisor.observe.dataset import observe_data
+    from tunekit.advisor.observe.given import Given
+    from tunekit.advisor.observe.model import model_facts
+
+    if plan.data is None:
+        return None
+    facts, columns = model_facts(plan.model, plan.revision), dict(plan.data.columns)
+    return observe_data(facts, plan.data.path, plan.task, columns, Given(max_length=plan.max_length)).data
 
 
 def advise(

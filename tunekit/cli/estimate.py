@@ -28,9 +28,10 @@ def answer(
     read = read_plan(plan, changes or ())
     import tunekit
     from tunekit.advisor.observe.hardware import hardware as read_hardware
+    from tunekit.assemble import plan_facts
 
     device = read_hardware(hardware)
-    facts = _facts(read)
+    facts = plan_facts(read)
     memory = tunekit.estimate_memory(read, device, facts)
     duration = tunekit.estimate_time(read, device, facts)
     data = {
@@ -41,20 +42,6 @@ def answer(
         "fits": memory.interval[1] <= device.memory_bytes,
     }
     return Answer(data=data, text=lambda: _text(memory, duration, device))
-
-
-def _facts(plan: Any) -> Any:
-    """What the plan's own rows say, where it names rows; read as `tunekit.advise` reads them."""
-    if plan.data is None:
-        return None
-    from tunekit.advisor.observe.dataset import observe_data
-    from tunekit.advisor.observe.given import Given
-    from tunekit.advisor.observe.model import model_facts
-
-    model = model_facts(plan.model, plan.revision)
-    return observe_data(
-        model, plan.data.path, plan.task, dict(plan.data.columns), Given(max_length=plan.max_length)
-    ).data
 
 
 def _text(memory: Any, duration: Any, device: Any) -> str:

@@ -25,7 +25,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.stamp-demo ## advise, fine-tune and report on real rows with real pretrained weights
-	$(BIN)/tunekit demo
+	$(BIN)/tunekit demo --overwrite
 
 test: $(VENV)/.stamp-test ## the covering tests: all but the slow ones
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST)

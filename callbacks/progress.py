@@ -36,6 +36,7 @@ class Progress(TrainerCallback):
         self._bar: Any = None
         self._task: Any = None
         self._loss = ""
+        self._running = False
         self._began = 0.0
         self._first_step = 0
         self._lines = 0
@@ -48,6 +49,7 @@ class Progress(TrainerCallback):
         """Shows the bar at the step that the run begins or goes on from."""
         if not state.is_world_process_zero:
             return
+        self._running = True
         self._began = self._said = time.monotonic()
         self._first_step, self._lines, self._loss = state.global_step, 0, ""
         if self._target().isatty():
@@ -87,13 +89,14 @@ class Progress(TrainerCallback):
     ) -> None:
         """One line with the metrics."""
         if state.is_world_process_zero and metrics:
-            epoch = f"epoch {state.epoch:.3g}: " if state.epoch else ""
-            self._say(epoch + metrics_line(metrics))
+            when = f"epoch {state.epoch or 0:.3g}: " if self._running else "after training: "
+            self._say(when + metrics_line(metrics))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Takes the bar away."""
+        self._running = False
         self.close()
 
     # ------------------------------------------------------------------ what is shown

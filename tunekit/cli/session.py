@@ -32,8 +32,9 @@ _QUIET = {
 }
 """Read by the libraries when they are imported; what the user has set stays."""
 
-_LOUD = ("bitsandbytes", "DeepSpeed")
-"""Loggers that warn at every import: of an optional package that nothing here uses, of a machine without a GPU."""
+_LOUD = ("bitsandbytes.backends.cpu.ops", "DeepSpeed")
+"""Loggers that warn at every import: of an optional package that nothing here uses, of a machine without a GPU. They are
+filtered by name because they set their own level."""
 
 _CONSOLE: ContextVar[TextIO | None] = ContextVar("console", default=None)
 """Standard output while a command runs; None with `--json` and on other ranks."""

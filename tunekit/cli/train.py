@@ -34,8 +34,9 @@ def answer(
     from tunekit.callbacks.progress import Progress
 
     progress = Progress(title=read.method.title)
+    quiet = {} if verbose else {"log_level_replica": "error"}  # which the host raises to `warning` on other ranks
     try:
-        record = run(read, overwrite=overwrite, resume=resume, callbacks=[progress], disable_tqdm=True)
+        record = run(read, overwrite=overwrite, resume=resume, callbacks=[progress], disable_tqdm=True, **quiet)
     finally:
         progress.close()
     return Answer(data=record, text=lambda: _text(record, read.output_dir))

@@ -6,7 +6,6 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -319,8 +318,12 @@ class Lora(Method):
 
 def _old_peft(model: ModelFacts) -> Finding | None:
     """PEFT 0.19 on transformers 5 saves an adapter of a mixture of experts and cannot load it again, nor resume."""
+    if not model.num_experts:
+        return None
+    from importlib.metadata import version
+
     have = version("peft")
-    if not model.num_experts or tuple(int(n) for n in have.split(".")[:2] if n.isdigit()) >= (0, 21):
+    if tuple(int(n) for n in have.split(".")[:2] if n.isdigit()) >= (0, 21):
         return None
     return error(
         "lora-experts-peft", f"method lora on {model.name} with PEFT {have}", "this PEFT cannot load what it saves of a mixture of experts",

@@ -1,7 +1,7 @@
-"""CUDA's automatic mixed precision on weightless tensors: its lists of ops and its cache of cast weights.
+"""Automatic mixed precision on weightless tensors: the device's lists of ops and the cache of cast weights.
 
-Autocast does not exist for the meta device, and the CPU's lists are others than CUDA's, so a function mode casts what
-CUDA's autocast would cast. Lists: https://docs.pytorch.org/docs/stable/amp.html#cuda-op-specific-behavior.
+Autocast does not exist for the meta device, so a function mode casts what the device's autocast would cast. Lists:
+https://docs.pytorch.org/docs/stable/amp.html (CUDA and CPU op-specific behaviour).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LOWER = {
     torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.__rmatmul__, torch.Tensor.bmm, torch.Tensor.mm,
     torch.Tensor.addmm, torch.Tensor.baddbmm,
 }  # fmt: skip
-"""Ops that CUDA's autocast runs in half precision."""
+"""Ops that autocast runs in half precision."""
 
 _UPPER = {
     F.softmax, F.log_softmax, F.layer_norm, F.group_norm, F.cross_entropy, F.nll_loss, F.mse_loss, F.l1_loss,
@@ -30,20 +30,35 @@ _UPPER = {
     torch.Tensor.__pow__, torch.Tensor.rsqrt, torch.Tensor.reciprocal, torch.Tensor.sum, torch.Tensor.prod, torch.Tensor.cumsum,
     torch.Tensor.cumprod, torch.Tensor.norm, torch.Tensor.__rpow__,
 }  # fmt: skip
-"""Ops that it runs in fp32."""
+"""Ops that CUDA's autocast runs in fp32."""
+
+_UPPER_CPU = {
+    F.cross_entropy,
+    F.nll_loss,
+    F.mse_loss,
+    F.binary_cross_entropy,
+    F.l1_loss,
+    F.smooth_l1_loss,
+    torch.prod,
+    torch.cdist,
+    torch.Tensor.prod,
+}
+"""Ops that the CPU's autocast runs in fp32."""
 
 _HALF = (torch.float16, torch.bfloat16)
 
 
 class Autocast(TorchFunctionMode):
-    """Casts the arguments of ops as CUDA's autocast would while it is entered.
+    """Casts the arguments of ops as the device's autocast would while it is entered.
 
     Args:
         precision: `bf16` or `fp16`.
+        device: `cpu` or `cuda`.
     """
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, device: str) -> None:
         super().__init__()
+        self._upper = _UPPER if device == "cuda" else _UPPER_CPU
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float16
         # fp32 leaves that learn are cast once and kept until autocast is left (ATen/autocast_mode.cpp, cached_cast)
         self._cache: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -52,7 +67,7 @@ class Autocast(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _LOWER:
             return func(*[self._lower(a) for a in args], **{k: self._lower(v) for k, v in kwargs.items()})
-        if func in _UPPER and kwargs.get("dtype") is None:
+        if func in self._upper and kwargs.get("dtype") is None:
             return func(*[_upper(a) for a in args], **kwargs)
         return func(*args, **kwargs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,9 @@ _ASSUMED_LENGTH = 512
 """Tokens a row where neither plan, data nor model say anything."""
 _WINDOW = 80
 """Rows that PEFT's benchmark sorts by length, longest first, before it cuts them into batches."""
+_PEFT_SHORTEST, _PEFT_TYPICAL, _PEFT_MEAN = 104, 228, 210
+"""Tokens of its shortest batches, its average batch (padded) and its average row, where no lengths are given: its data
+are always the same rows, of which it publishes the sum of tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +38,8 @@ def batches(plan: Plan, model: ModelFacts, data: DataFacts | None, loop: Loop) -
     as long as that allows.
     """
     cap = _cap(plan, model)
+    if loop == "peft-benchmark" and not (data and data.lengths):
+        return _peft_benchmark(plan, cap or _ASSUMED_LENGTH)
     known = _cut(data.lengths if data else (), cap)
     targets = _cut(data.target_lengths if data else (), cap)
     rows = plan.per_device_train_batch_size
@@ -44,7 +49,7 @@ def batches(plan: Plan, model: ModelFacts, data: DataFacts | None, loop: Loop) -
     mean = float(longest if full or known is None else expected_longest(known, rows, loop, plan.effective_batch_size))
     target = int(targets.max()) if targets is not None else (longest if plan.task == "seq2seq" else 0)
     target_mean = expected_longest(targets, rows) if targets is not None else target
-    padded = rows > 1 and not full and known is not None and bool(known.min() < known.max())
+    padded = rows > 1 and not full and known is not None and bool(known[0] < known[-1])
     choices = (data.num_choices if data else None) or (2 if plan.task == "multiple-choice" else 1)
     biggest = Shape(
         batch=rows, length=longest, target_length=target, choices=choices, padded=padded,
@@ -57,6 +62,15 @@ def batches(plan: Plan, model: ModelFacts, data: DataFacts | None, loop: Loop) -
     tokens = float(known.mean() if known is not None and not full else longest)
     tokens = (tokens + float(targets.mean() if targets is not None else target)) * choices
     return Batches(longest=biggest, typical=usual, mean_tokens=tokens)
+
+
+def _peft_benchmark(plan: Plan, longest: int) -> Batches:
+    """Its batches without lengths: `max_length` is the longest padded one."""
+    shape = Shape(batch=plan.per_device_train_batch_size, length=longest, previous_length=min(_PEFT_SHORTEST, longest))
+    usual = min(_PEFT_TYPICAL, longest)
+    return Batches(
+        longest=shape, typical=replace(shape, length=usual, previous_length=usual), mean_tokens=min(_PEFT_MEAN, longest)
+    )
 
 
 def _cap(plan: Plan, model: ModelFacts) -> int | None:

@@ -14,19 +14,43 @@ _MASK_ALIGNMENT = 8
 """Elements to which a mask's rows are padded (`preprocess_mask` in ATen/native/transformers/attention.cpp)."""
 
 
+_aten = torch.ops.aten
+
+_HOLDS = "_holds_in_every_batch"
+"""Mark on tensors whose truth is known without their values."""
+_CARRIERS = frozenset(
+    {
+        _aten._to_copy.default, _aten.slice.Tensor, _aten.view.default, _aten.unsqueeze.default, _aten.expand.default,
+        _aten.sum.default, _aten.eq.Scalar, _aten.all.default,
+    }
+)  # fmt: skip
+"""Ops whose answer is marked where their input is."""
+
+
+def follow_truth(func: Any, args: Any, out: Any) -> None:
+    """Marks what holds in every batch, and what is asked of it: masks of ones that a model makes for itself, and
+    `x == 0`, by which positions are asked whether a row holds one sequence alone."""
+    if (
+        func in (_aten.ones.default, _aten.new_ones.default, _aten.ones_like.default)
+        or (func is _aten.eq.Scalar and args[1] == 0)
+        or (func in _CARRIERS and getattr(args[0], _HOLDS, False))
+    ):
+        setattr(out, _HOLDS, True)
+
+
 def read_scalar(args: Any, padded: bool) -> Any:
     """The answer where a model looks at a value.
 
-    Booleans ask masks whether every token is real, or positions whether every row is one sequence: yes unless the
-    batch holds padding. Numbers are answered with one.
+    Booleans ask masks whether every token is real: so it is, unless the batch holds padding and the mask came with it.
+    Numbers are answered with one.
     """
     dtype = args[0].dtype
     if dtype == torch.bool:
-        return not padded
+        return getattr(args[0], _HOLDS, False) or not padded
     return 1.0 if dtype.is_floating_point else 1
 
 
-SPECIAL: dict[Any, Callable[[Any, bool], Any]] = {torch.ops.aten._local_scalar_dense.default: read_scalar}
+SPECIAL: dict[Any, Callable[[Any, bool], Any]] = {_aten._local_scalar_dense.default: read_scalar}
 """Ops that are answered here and never run."""
 
 
@@ -67,14 +91,14 @@ def pick(x: torch.Tensor, indices: Any) -> torch.Tensor:
             plain += marked_positions(index).unbind(1)
         else:
             plain.append(index)
-    return torch.ops.aten.index.Tensor(x, plain)
+    return _aten.index.Tensor(x, plain)
 
 
 SUBSTITUTES: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.nonzero.default: marked_positions,
-    torch.ops.aten.unique_consecutive.default: unique_runs,
-    torch.ops.aten.index.Tensor: pick,
-    **{op.default: grouped_product for op in (getattr(torch.ops.aten, "_grouped_mm", None),) if op is not None},
+    _aten.nonzero.default: marked_positions,
+    _aten.unique_consecutive.default: unique_runs,
+    _aten.index.Tensor: pick,
+    **{op.default: grouped_product for op in (getattr(_aten, "_grouped_mm", None),) if op is not None},
 }
 """Ops whose shapes are worked out here because torch's shape function refuses them."""
 
@@ -115,7 +139,7 @@ def _attend(
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         zero, out = query.new_zeros(()), query.new_zeros(())
         attn_mask = torch.where(attn_mask, zero, out)
-    ops = torch.ops.aten
+    ops = _aten
     if choice == "flash":
         return ops._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
     if choice == "cpu":
@@ -160,5 +184,25 @@ def attention_kernel(
 
 
 def scratch_bytes(func: Any, args: Any, device: str) -> int:
-    """Bytes that a kernel takes and gives back while it runs, beyond its outputs."""
-    return 0
+    """Bytes that a kernel takes and gives back while it runs, beyond its outputs.
+
+    Backward passes of fused attention on CUDA sum the query's gradient in fp32 beside a value a row, and FlashAttention
+    makes gradients of grouped keys and values for every query head first (flash_attn/flash_api.cpp `mha_bwd` and
+    mem_eff_attention/kernel_backward.h `workspace_size` in ATen/native/transformers/cuda).
+    """
+    if device != "cuda" or func not in _ATTENTION_BACKWARD:
+        return 0
+    query, key = args[1], args[2]
+    batch, heads, length, width = query.shape
+    scratch = 4 * batch * heads * length * (width + 1)
+    if key.shape[1] != heads:
+        scratch += 2 * batch * heads * key.shape[2] * width * key.element_size()
+    return scratch
+
+
+_ATTENTION_BACKWARD = frozenset(
+    {
+        _aten._scaled_dot_product_flash_attention_backward.default,
+        _aten._scaled_dot_product_efficient_attention_backward.default,
+    }
+)

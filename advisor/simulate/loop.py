@@ -166,10 +166,14 @@ def _recomputation(step: Step) -> Iterator[None]:
         yield
 
 
-def _autocast(step: Step) -> contextlib.AbstractContextManager[Any]:
+def _autocast(step: Step, device: str = "meta") -> contextlib.AbstractContextManager[Any]:
     from tunekit.advisor.simulate.autocast import Autocast
 
-    return Autocast(step.mixed_precision) if step.mixed_precision else contextlib.nullcontext()
+    if not step.mixed_precision:
+        return contextlib.nullcontext()
+    if device != "meta":
+        return torch.autocast(device, dtype=torch.bfloat16 if step.mixed_precision == "bf16" else torch.float16)
+    return Autocast(step.mixed_precision, step.device)
 
 
 def _set_cache(model: nn.Module, used: bool) -> None:
@@ -225,7 +229,7 @@ def _forward(
     recorder: Recorder, model: nn.Module, batch: Mapping[str, Any], step: Step, objective: Objective | None
 ) -> tuple[torch.Tensor, Any]:
     """Loss and outputs, as the Trainer (through accelerate) computes them."""
-    with _autocast(step):
+    with _autocast(step, next(iter(batch.values())).device.type):
         if objective is not None:
             loss, outputs = objective.loss(model, batch)
         else:

@@ -22,8 +22,8 @@ _HOST_BYTES = 840 * MIB
 """Resident memory of a Python process that trains nothing yet: torch, transformers, PEFT and datasets loaded, a Trainer made,
 thread pools and the first kernels there (torch 2.13 and transformers 5.23 for the CPU, Linux x86-64)."""
 _HEAP_SHARE = 1.2
-"""Peak resident over peak allocated memory: holes in the C library's heap. This and the above from peaks of five Trainer runs
-(BERT and GPT-2, full and LoRA, 0.3 to 3.5 GiB allocated), which they meet within 6 %."""
+"""Peak resident over peak allocated memory: holes in the C library's heap. This and the above from peaks of six Trainer runs
+(BERT, GPT-2 and T5, full and LoRA, 0.3 to 3.5 GiB allocated), which they meet within 6 %."""
 _CONTEXT_BYTES = 500 * MIB
 """CUDA context of a process, its kernels loaded lazily: 400 to 600 MiB on cards since Ampere."""
 _WORKSPACE_BYTES = 2 * (4096 * 2 + 16 * 8) * 1024

@@ -50,12 +50,14 @@ class Step:
 
 
 def make_batch(task: Task, model: nn.Module, shape: Shape, device: str = "meta") -> dict[str, torch.Tensor]:
-    """The tensors a collator makes for the task, without values on `meta`, zeros elsewhere."""
+    """The tensors a collator makes for the task: without values on `meta`, zeros with an end token a row elsewhere."""
     rows: tuple[int, ...] = (shape.batch, shape.length)
     if task.name == "multiple-choice":
         rows = (shape.batch, shape.choices, shape.length)
     batch = {"input_ids": _whole(rows, device), "attention_mask": _mask(rows, shape.padded, device)}
     config: Any = getattr(model, "config", None)
+    if device != "meta" and isinstance(getattr(config, "eos_token_id", None), int):
+        batch["input_ids"][..., -2] = config.eos_token_id
     if task.name in ("causal-lm", "token-classification"):
         batch["labels"] = _whole(rows, device)
     elif task.name == "seq2seq":

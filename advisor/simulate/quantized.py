@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tunekit.task import Task
+
 _BLOCK = 64
 """Values that share one scale in nf4 and fp4 (bitsandbytes `Params4bit.blocksize`)."""
 _DOUBLE = 256
@@ -84,12 +86,13 @@ def _scales(scheme: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def quantize(model: nn.Module, scheme: str) -> None:
-    """Packs every linear layer in place except the output layer, as transformers does when it loads a quantised base."""
+def quantize(model: nn.Module, scheme: str, task: Task) -> None:
+    """Packs every linear layer in place but the output layer and the task's head, as a quantised base is loaded."""
     from tunekit.advisor.simulate.record import output_head
+    from tunekit.structure import head_modules
 
-    head = output_head(model)
-    keep = {id(m) for m in head.modules()} if head is not None else set()
+    whole = [output_head(model), *(model.get_submodule(name) for name in head_modules(model, task))]
+    keep = {id(m) for top in whole if top is not None for m in top.modules()}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and id(child) not in keep:

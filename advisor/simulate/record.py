@@ -60,7 +60,7 @@ def skeleton(subject: Subject, whole: bool) -> tuple[nn.Module, tuple[Stack, ...
     )  # fmt: skip
     stacks = cut(model, whole)
     if subject.quantization:
-        quantize(model, subject.quantization)
+        quantize(model, subject.quantization, subject.task)
     return model, stacks
 
 

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -238,13 +239,23 @@ class Recorder(TorchDispatchMode):
             out, cost, scratch = answer(func, args, kwargs, self._device, self._padded)
             if self.moment == "forward":
                 kernels.follow_truth(func, args, out)
-            if cost is not None:
+            if cost is not None and args and isinstance(args[0], list | tuple) and self.moment == "optimizer":
+                self._share_out(cost, args[0])
+            elif cost is not None:
                 segment.ops[cost] += 1
             if scratch:
                 segment.events.append(~self._born(scratch))
                 self._died_in[len(self._sizes) - 1] = self.moment
         self._record(out, args, block)
         return out
+
+    def _share_out(self, cost: Cost, tensors: Sequence[torch.Tensor]) -> None:
+        """Counts an op over a list of tensors in the blocks that the tensors belong to, by size."""
+        total = sum(t.numel() for t in tensors) or 1
+        for block, group in groupby(tensors, key=lambda t: self._owner((t,))):
+            share = sum(t.numel() for t in group) / total
+            part = cost._replace(flops=round(cost.flops * share), num_bytes=round(cost.num_bytes * share))
+            self._enter_segment(block).ops[part] += 1
 
     def _record(self, out: Any, args: Any, block: Block | None) -> None:
         if isinstance(out, torch.Tensor):

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from tunekit.contracts import Method
+from tunekit.discovery import everything
 from tunekit.task import Task
 
 _SIZES = {
@@ -32,6 +34,12 @@ _DECODER = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+
+
+def methods() -> dict[str, Method]:
+    """Every method that is found, by slug; further examples of one as `slug-2` and so on."""
+    found = ((slug, i, m) for slug, cls in everything("method").items() for i, m in enumerate(cls.examples(), 1))
+    return {slug if i == 1 else f"{slug}-{i}": m for slug, i, m in found}
 
 
 def config(architecture: str) -> PretrainedConfig:

@@ -111,7 +111,15 @@ class Method(Config):
 
     @classmethod
     def candidates(cls, workload: Workload) -> tuple[Method, ...]:
-        """The configurations worth comparing for this workload; one with all defaults unless a method knows better."""
+        """The configurations worth comparing for this workload; one with all defaults unless a method knows better.
+
+        A method that needs values which nobody can guess proposes none.
+        """
+        return (cls(),)
+
+    @classmethod
+    def examples(cls) -> tuple[Method, ...]:
+        """Instances that the contract tests run; one with all defaults unless the method needs values to exist."""
         return (cls(),)
 
     @abstractmethod

@@ -14,12 +14,11 @@ from transformers import Trainer, TrainingArguments
 import zoo
 from tunekit.attach import load, prepare
 from tunekit.contracts import Method
-from tunekit.discovery import everything
 from tunekit.methods.full import Full
 from tunekit.methods.lora import Lora
 from tunekit.task import TASKS, Task
 
-METHODS = {slug: cls() for slug, cls in everything("method").items()}
+METHODS = zoo.methods()
 VARIANTS = {
     **METHODS,
     "lora-pissa": Lora(r=4, init_lora_weights="pissa_niter_2", lora_alpha=4),

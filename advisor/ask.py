@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from tunekit.advice import Advice, Entry
-from tunekit.advisor.fit import Fitted, Simulator, fit
+from tunekit.advisor.fit import Fitted, Screened, Simulator, fit
 from tunekit.advisor.judge import judge
 from tunekit.advisor.observe.dataset import observe_data
 from tunekit.advisor.observe.given import Given
@@ -97,9 +97,10 @@ def answer(
 
 def _tracing() -> Simulator:
     """The simulator that traces the real step without weights."""
-    from tunekit.advisor.simulate import estimate_memory, estimate_time
+    from tunekit.advisor.simulate import estimate_memory, estimate_time, screen
 
     return Simulator(
+        screen=lambda workload, plan: Screened(**screen(plan, workload.hardware, workload.data, workload.model)),
         memory=lambda workload, plan: estimate_memory(plan, workload.hardware, workload.data, model=workload.model),
         duration=lambda workload, plan: estimate_time(plan, workload.hardware, workload.data, model=workload.model),
     )

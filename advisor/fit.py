@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from tunekit.advisor.propose import refusal
@@ -21,11 +22,23 @@ ratio of 16-bit arithmetic to memory bandwidth is 150 to 400 operations a byte o
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Screened:
+    """What decides whether and in which order plans are simulated in full."""
+
+    least_bytes: int
+    """Of the device; `memory` certainly does not stay below."""
+    seconds: float
+    """About what the run would take."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Simulator:
     """What predicts a plan: memory first, and the duration only of what fits."""
 
     memory: Callable[[Workload, Plan], MemoryEstimate]
     duration: Callable[[Workload, Plan], TimeEstimate]
+    screen: Callable[[Workload, Plan], Screened]
+    """What can be told of a plan without replaying the allocator, from a step that was recorded for other micro-batches."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +161,7 @@ def _quickest(workload: Workload, plan: Plan, simulator: Simulator) -> Fitted | 
     saving = _checkpointed(workload, plan)
     if saving is plan or (plain is not None and _good(workload, plain.plan)):
         return plain
-    return _shorter(plain, _some_batches(workload, saving, simulator))
+    return _shorter(plain, _some_batches(workload, saving, simulator, to_beat=plain))
 
 
 def _shorter(*found: Fitted | None) -> Fitted | None:
@@ -173,43 +186,53 @@ def _checkpointed(workload: Workload, plan: Plan) -> Plan:
     return plan.replace(activation_checkpointing=True) if workload.model.can_checkpoint else plan
 
 
-def _some_batches(workload: Workload, plan: Plan, simulator: Simulator) -> Fitted | None:
-    """The whole batch at once where that is sure to fit, else the quicker of one row and as many as fit.
+def _some_batches(workload: Workload, plan: Plan, simulator: Simulator, to_beat: Fitted | None = None) -> Fitted | None:
+    """The whole batch at once where that is sure to fit, else the micro-batch with the shortest run that fits.
 
-    Small micro-batches pad less, large ones keep the device busier; where the goal is speed one in between is tried too.
+    Small micro-batches pad less, large ones keep the device busier. A single row is a step of its own to simulate: it is
+    tried where two do not fit, or where only speed counts.
+
+    Args:
+        to_beat: What takes longer than this is left out.
     """
-    rows = _rows(plan)
-    roomy = floor_bytes(workload, plan) + rows * row_bytes(workload, plan) < workload.hardware.memory_bytes / 2
-    if rows == 1 or (roomy and workload.goal != "speed"):
+    rows, memory = _rows(plan), workload.hardware.memory_bytes
+    roomy = floor_bytes(workload, plan) + rows * row_bytes(workload, plan) < memory / 2
+    if roomy and rows > 1 and workload.goal != "speed":
         whole = _tried(workload, _with_batch(plan, rows), simulator)
-        if whole.fits or rows == 1:
-            return whole if whole.fits else None
+        if whole.fits:
+            return whole
+    several = [_with_batch(plan, size) for size in reversed(divisors(rows)) if size > 1]
+    screened = [(p, simulator.screen(workload, p)) for p in several]
+    limit = to_beat.duration.total_seconds if to_beat is not None and to_beat.duration else inf
+    possible = [(s.seconds, p) for p, s in screened if s.least_bytes <= memory and s.seconds < limit]
+    found = _first_that_fits(workload, possible, simulator)
+    if workload.goal != "speed" and (found or to_beat or _beyond(screened[:2], memory)):
+        return found
     one = _tried(workload, _with_batch(plan, 1), simulator)
-    if not one.fits:
-        return None
-    sizes = _guesses(workload, plan, one)
-    if workload.goal == "speed":
-        sizes = [size for size in sizes if size in (rows, *_between(rows))]
-    found = one
-    for size in sizes:
-        many = _tried(workload, _with_batch(plan, size), simulator)
-        found = _shorter(many, found) or found if many.fits else found
-        if many.fits and workload.goal != "speed":
-            break
-    return found
+    return _shorter(found, one if one.fits else None)
 
 
-def _between(rows: int) -> list[int]:
-    """The divisor nearest to a quarter of the rows, above one."""
-    return sorted((d for d in divisors(rows) if 1 < d < rows), key=lambda d: abs(d - rows / 4))[:1]
+def _first_that_fits(workload: Workload, timed: Sequence[tuple[float, Plan]], simulator: Simulator) -> Fitted | None:
+    """Of the plans that fit the one with the shortest run, the larger micro-batch where two take as long."""
+    for _, plan in sorted(timed, key=lambda pair: (pair[0], -pair[1].per_device_train_batch_size)):
+        found = _tried(workload, plan, simulator)
+        if found.fits:
+            return found
+    return None
 
 
-def _guesses(workload: Workload, plan: Plan, one: Fitted) -> list[int]:
-    """Micro-batches above one that may fit, the largest first, taking all but the weights to grow with the rows."""
-    assert one.memory is not None
-    floor, high = floor_bytes(workload, plan), one.memory.interval[1]
-    room = (workload.hardware.memory_bytes - floor) / max(high - floor, 1)
-    return [size for size in divisors(_rows(plan)) if 1 < size <= room]
+_ONE_ROW_LESS = 0.9
+"""A single row needs no mask and copies less than its share of several, by a few per cent."""
+
+
+def _beyond(screened: Sequence[tuple[Plan, Screened]], memory: float) -> bool:
+    """Whether even one row is sure not to fit, on the straight line through two micro-batches."""
+    if len(screened) < 2:
+        return False
+    (few, less), (many, more) = screened
+    rows = few.per_device_train_batch_size
+    per_row = (more.least_bytes - less.least_bytes) / (many.per_device_train_batch_size - rows)
+    return _ONE_ROW_LESS * (less.least_bytes - per_row * (rows - 1)) > memory
 
 
 def row_bytes(workload: Workload, plan: Plan) -> float:

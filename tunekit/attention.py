@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunekit.structure import base_model, base_name
@@ -66,9 +68,23 @@ def attentions(model: nn.Module) -> tuple[Attention, ...]:
         >>> [(a.name, a.role, a.num_heads, a.key_dim) for a in attentions(model)]
         [('transformer.h.0.attn', 'self', 2, 4)]
     """
-    skeleton = weightless_base(base_model(model))
-    prefix = base_name(model)
-    names = {id(m): f"{prefix}.{name}" if prefix else name for name, m in skeleton.named_modules()}
+    base, prefix = base_model(model), base_name(model)
+    # Many methods ask the same of the same architecture; a class and its configuration decide the answer.
+    described = (type(base), json.dumps(base.config.to_dict(), sort_keys=True, default=str))
+    if described not in _found:
+        while len(_found) >= _MAX_FOUND:
+            _found.popitem(last=False)
+        _found[described] = _attentions(base)
+    return tuple(replace(a, name=f"{prefix}.{a.name}" if prefix else a.name) for a in _found[described])
+
+
+_found: OrderedDict[Any, tuple[Attention, ...]] = OrderedDict()
+_MAX_FOUND = 16
+
+
+def _attentions(base: nn.Module) -> tuple[Attention, ...]:
+    skeleton = weightless_base(base)
+    names = {id(m): name for name, m in skeleton.named_modules()}
     seq2seq = bool(getattr(skeleton.config, "is_encoder_decoder", False))
     found: dict[str, Attention] = {}
     for call in recorded(skeleton):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["estimate_memory", "estimate_time", "simulate"]
+__all__ = ["estimate_memory", "estimate_time", "screen", "simulate"]
 
 
 def __getattr__(name: str) -> Any:

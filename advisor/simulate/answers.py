@@ -13,6 +13,10 @@ import torch
 
 from tunekit.advisor.simulate import kernels
 
+ROWS = 1_000_003
+"""The number of rows that a step is recorded with where it is to stand for any number of rows: a prime that no width, length or
+vocabulary is a multiple of, so that what grows with the rows can be told from what does not."""
+
 
 class Cost(NamedTuple):
     """What one op asks of a device."""
@@ -21,6 +25,32 @@ class Cost(NamedTuple):
     flops: int
     num_bytes: int
     dtype: str
+    fixed_flops: int = 0
+    """Of `flops`, those that do not grow with the rows; known where the step was recorded with `ROWS` rows."""
+    fixed_bytes: int = 0
+    """Of `num_bytes`, as above: weights that are read."""
+
+    @classmethod
+    def by_parameters(cls, name: str, flops: int, num_bytes: int, dtype: str) -> Cost:
+        """The cost of an op that sees no rows at all, such as the optimizer's."""
+        return cls(name, flops, num_bytes, dtype, flops, num_bytes)
+
+    def share(self, share: float) -> Cost:
+        """A part of the cost, between 0 and 1."""
+        return Cost(
+            self.name, *(round(share * n) for n in self[1:3]), self.dtype, *(round(share * n) for n in self[4:])
+        )
+
+    def at_rows(self, rows: int) -> Cost:
+        """The cost with another number of rows than the `ROWS` it was recorded with."""
+        return Cost(
+            self.name,
+            self.fixed_flops + (self.flops - self.fixed_flops) // ROWS * rows,
+            self.fixed_bytes + (self.num_bytes - self.fixed_bytes) // ROWS * rows,
+            self.dtype,
+            self.fixed_flops,
+            self.fixed_bytes,
+        )
 
 
 class _Known(NamedTuple):
@@ -147,9 +177,16 @@ def _cost(func: Any, args: Any, kwargs: Mapping[str, Any], out: Any) -> Cost | N
     inputs, outputs = list(_tensors(args)), list(_tensors(out))
     if not outputs and not inputs:
         return None
-    num_bytes = sum(t.numel() * t.element_size() for t in inputs) + sum(t.numel() * t.element_size() for t in outputs)
+    sizes = [t.numel() * t.element_size() for t in (*inputs, *outputs)]
     name = func._schema.name.removeprefix("aten::")
     count: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
-    flops = count(*args, **kwargs, out_val=out) if count else sum(t.numel() for t in outputs)
+    flops = [int(count(*args, **kwargs, out_val=out))] if count else [t.numel() for t in outputs]
     wide = (inputs or outputs)[0]
-    return Cost(name, int(flops), int(num_bytes), str(wide.dtype).removeprefix("torch."))
+    return Cost(
+        name, sum(flops), sum(sizes), str(wide.dtype).removeprefix("torch."), _not_by_rows(flops), _not_by_rows(sizes)
+    )
+
+
+def _not_by_rows(numbers: Iterable[int]) -> int:
+    """The sum of those that do not grow with the rows."""
+    return sum(n for n in numbers if n % ROWS)

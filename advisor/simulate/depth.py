@@ -16,11 +16,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from tunekit.advisor.simulate.trace import PARTS, Cost, Segment, Trace
+from tunekit.advisor.simulate.answers import ROWS, Cost
+from tunekit.advisor.simulate.trace import PARTS, Segment, Trace
 from tunekit.advisor.weightless import DEPTH_KEYS
 
 _EDGE = 2
 """Blocks kept at either end: the outermost one differs, and its neighbour frees what it made."""
+
+
+_KEPT_PARTS = [PARTS.index(part) for part in ("weights", "adapters", "gradients", "optimizer")]
+"""What no number of rows changes."""
 
 
 class DepthError(Exception):
@@ -89,6 +94,19 @@ def cut(model: nn.Module, whole: bool = False) -> tuple[Stack, ...]:
         for stack in stacks:
             _cut_stack(model, stack)
     return tuple(stacks)
+
+
+def cut_once_more(model: nn.Module, stacks: Sequence[Stack]) -> tuple[Stack, ...]:
+    """Takes one more block out of the middle of each list that was cut, in place; what it says fits no trace."""
+    shorter = []
+    for stack in stacks:
+        kept = range(len(stack.kept))
+        left = tuple(i for i in kept if stack.whole or i != len(kept) // 2)
+        shorter.append(Stack(name=stack.name, kept=left, templates=tuple(kept)))
+    for stack in shorter:
+        if not stack.whole:
+            _cut_stack(model, stack)
+    return tuple(shorter)
 
 
 def _consistent(stacks: Sequence[Stack]) -> bool:
@@ -329,19 +347,11 @@ def _runs(segments: Sequence[Segment]) -> list[list[int]]:
     return runs
 
 
-def between(one: Timeline, other: Timeline, at: int, other_at: int, wanted: int) -> Timeline | None:
-    """The timeline at `wanted` on the straight line through two, or None where their events differ."""
-    same = (
-        np.array_equal(one.events, other.events)
-        and np.array_equal(one.parts, other.parts)
-        and [(m, c.name, n) for m, c, n in one.ops] == [(m, c.name, n) for m, c, n in other.ops]
-    )
-    if not same:
-        return None
-    share = (wanted - at) / (other_at - at)
-    sizes = np.rint(one.sizes + share * (other.sizes - one.sizes)).astype(np.int64)
-    ops = tuple(
-        (m, Cost(c.name, round(c.flops + share * (d.flops - c.flops)), round(c.num_bytes + share * (d.num_bytes - c.num_bytes)), c.dtype), n)
-        for (m, c, n), (_, d, _) in zip(one.ops, other.ops, strict=True)
-    )  # fmt: skip
-    return replace(one, sizes=sizes, ops=ops)
+def at_rows(timeline: Timeline, rows: int) -> Timeline:
+    """The timeline with another number of rows, from the one that was recorded with `ROWS`.
+
+    Every tensor of a step grows with the rows or does not; from two rows on no op treats their number as a case of its own.
+    """
+    grows = (timeline.sizes % ROWS == 0) & ~np.isin(timeline.parts, _KEPT_PARTS)
+    sizes = np.where(grows, timeline.sizes // ROWS * rows, timeline.sizes)
+    return replace(timeline, sizes=sizes, ops=tuple((m, cost.at_rows(rows), n) for m, cost, n in timeline.ops))

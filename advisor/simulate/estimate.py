@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunekit.advisor.simulate.loop import Loop, Shape, Step
@@ -13,6 +14,9 @@ from tunekit.workload import DataFacts, Hardware, ModelFacts, Workload
 
 if TYPE_CHECKING:
     from tunekit.advisor.simulate.batches import Batches
+    from tunekit.advisor.simulate.peak import Peak
+    from tunekit.advisor.simulate.per_rank import PerRank
+    from tunekit.advisor.simulate.record import Recorded
     from tunekit.advisor.simulate.trace import Cost
 
     Ops = Sequence[tuple[str, Cost, int]]
@@ -35,8 +39,7 @@ _PADDED_SPREAD = (0.95, 1.12)
 _CPU_SPREAD = (0.85, 1.15)
 _COARSE_SPREAD = (0.5, 2.0)
 _TIME_SPREAD = (0.6, 1.7)
-_NEAR = 0.5
-"""From this share of the longest length on the average step is scaled from the longest one's record."""
+_ATTENTION = "_scaled_dot_product"
 _PER_ROW = ("forward", "loss", "backward")
 """The moments that every micro-batch goes through."""
 
@@ -82,24 +85,76 @@ def estimate_memory(
         return coarse_memory(plan, hardware, model, shapes.longest, _device_bytes, _COARSE_SPREAD, _short(e))
 
 
-def _traced_memory(
-    plan: Plan, hardware: Hardware, data: DataFacts | None, loop: Loop, model: ModelFacts, shape: Shape
-) -> MemoryEstimate:
+def screen(plan: Plan, hardware: Hardware, data: DataFacts | None, model: ModelFacts) -> dict[str, Any]:
+    """What can be told of a plan without replaying the allocator: `least_bytes` of the device and about the `seconds`.
+
+    A method that trains little is taken to accumulate gradients even where it takes the whole batch at once, so that one
+    record serves every micro-batch. Where the step cannot be traced, `least_bytes` is 0.
+    """
+    from tunekit.advisor.simulate.batches import batches
+
+    accumulates = plan.gradient_accumulation_steps > 1 or not plan.method.trains_base
+    shape = batches(plan, model, data, "trainer").longest
+    seconds = _time(plan, hardware, data, model, "trainer", accumulates).total_seconds
+    try:
+        held = _held(plan, hardware, data, "trainer", model, shape, accumulates)
+    except Exception:
+        return {"least_bytes": 0, "seconds": seconds}
+    least = int(_device_bytes(hardware, held.allocated_bytes) * _spread(hardware, shape)[1])
+    return {"least_bytes": least, "seconds": seconds}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Held:
+    """What one rank holds at the fullest moment of a step."""
+
+    recorded: Recorded
+    share: PerRank
+    top: Peak
+    fixed: Mapping[str, int]
+
+    @property
+    def allocated_bytes(self) -> int:
+        return self.top.num_bytes + sum(self.fixed.values())
+
+
+def _held(
+    plan: Plan,
+    hardware: Hardware,
+    data: DataFacts | None,
+    loop: Loop,
+    model: ModelFacts,
+    shape: Shape,
+    accumulates: bool | None = None,
+) -> _Held:
     from tunekit.advisor.simulate.peak import peak
     from tunekit.advisor.simulate.per_rank import per_rank
 
-    recorded = _recorded(plan, hardware, data, loop, model, shape)
+    recorded = _recorded(plan, hardware, data, loop, model, shape, accumulates)
     share = per_rank(recorded, plan)
     cuda = hardware.device == "cuda"
-    top = peak(share.timeline, 512 if cuda else 1)
     fixed = {**share.fixed, **({"workspace": workspace_bytes(hardware)} if cuda else {})}
-    allocated = top.num_bytes + sum(fixed.values())
-    reserved = _reserved(share.timeline, fixed, plan, loop) if cuda else int(allocated * _HEAP_SHARE)
+    return _Held(recorded=recorded, share=share, top=peak(share.timeline, 512 if cuda else 1), fixed=fixed)
+
+
+def _spread(hardware: Hardware, shape: Shape) -> tuple[float, float]:
+    """Low and high end over the expected figure."""
+    if hardware.device != "cuda":
+        return _CPU_SPREAD
+    return _PADDED_SPREAD if shape.padded else _TRACED_SPREAD
+
+
+def _traced_memory(
+    plan: Plan, hardware: Hardware, data: DataFacts | None, loop: Loop, model: ModelFacts, shape: Shape
+) -> MemoryEstimate:
+    held = _held(plan, hardware, data, loop, model, shape)
+    recorded, share, top, allocated = held.recorded, held.share, held.top, held.allocated_bytes
+    cuda = hardware.device == "cuda"
+    reserved = _reserved(share.timeline, held.fixed, plan, loop) if cuda else int(allocated * _HEAP_SHARE)
     device = _device_bytes(hardware, reserved)
-    low, high = _PADDED_SPREAD if shape.padded else _TRACED_SPREAD
-    low, high = (low, high) if cuda else _CPU_SPREAD
+    low, high = _spread(hardware, shape)
     return MemoryEstimate(
-        parts={**top.parts, **fixed},
+        parts={**top.parts, **held.fixed},
         allocated_bytes=allocated,
         reserved_bytes=reserved,
         device_bytes=device,
@@ -112,7 +167,13 @@ def _traced_memory(
 
 
 def _recorded(
-    plan: Plan, hardware: Hardware, data: DataFacts | None, loop: Loop, model: ModelFacts, shape: Shape
+    plan: Plan,
+    hardware: Hardware,
+    data: DataFacts | None,
+    loop: Loop,
+    model: ModelFacts,
+    shape: Shape,
+    accumulates: bool | None = None,
 ) -> Any:
     from tunekit.advisor.simulate.record import Subject, record
 
@@ -130,14 +191,14 @@ def _recorded(
         device=hardware.device,
         optim=plan.optim,
         clips=plan.max_grad_norm > 0,
-        accumulates=plan.gradient_accumulation_steps > 1,
+        accumulates=plan.gradient_accumulation_steps > 1 if accumulates is None else accumulates,
         mixed_precision=plan.mixed_precision,
         checkpoints=plan.activation_checkpointing,
     )
     return record(subject, plan.method, plan.objective, shape, step)
 
 
-def _reserved(timeline: Any, fixed: dict[str, int], plan: Plan, loop: Loop) -> int:
+def _reserved(timeline: Any, fixed: Mapping[str, int], plan: Plan, loop: Loop) -> int:
     """What PyTorch's allocator holds after two such steps.
 
     PEFT's benchmark empties the cache before each window's first and longest batch, so that one step decides. It loads
@@ -168,22 +229,32 @@ def _length_reason(shape: Shape, data: DataFacts | None) -> str:
     return f"a batch of {shape.batch} rows of {shape.length} tokens ({known})"
 
 
-def _ops(plan: Plan, hardware: Hardware, data: DataFacts | None, loop: Loop, model: ModelFacts, shapes: Batches) -> Ops:
-    """The ops of a step at the average padded length.
+def _ops(
+    plan: Plan,
+    hardware: Hardware,
+    data: DataFacts | None,
+    loop: Loop,
+    model: ModelFacts,
+    shapes: Batches,
+    accumulates: bool | None,
+) -> Ops:
+    """The ops of a step at the average padded length: those of the longest one, which were recorded for the memory, scaled.
 
-    Where that is near the longest, the step that was recorded for the memory is scaled: what depends on the length is
-    nearly a straight line in it, as attention's square is a few per cent of the work at these lengths.
+    Products and elementwise work are a straight line in the length, attention is its square; what depends on neither
+    rows nor length (weights that are read, the optimizer) stays.
     """
     longest, typical = shapes.longest, shapes.typical
     ratio = (typical.length + typical.target_length) / (longest.length + longest.target_length)
-    if ratio < _NEAR:
-        return _recorded(plan, hardware, data, loop, model, typical).timeline.ops
-    ops = _recorded(plan, hardware, data, loop, model, longest).timeline.ops
+    ops = _recorded(plan, hardware, data, loop, model, longest, accumulates).timeline.ops
     return [(m, _scaled(c, ratio) if m in _PER_ROW else c, n) for m, c, n in ops]
 
 
 def _scaled(cost: Cost, ratio: float) -> Cost:
-    return cost._replace(flops=int(cost.flops * ratio), num_bytes=int(cost.num_bytes * ratio))
+    square = ratio if _ATTENTION in cost.name else 1.0
+    return cost._replace(
+        flops=cost.fixed_flops + int((cost.flops - cost.fixed_flops) * ratio * square),
+        num_bytes=cost.fixed_bytes + int((cost.num_bytes - cost.fixed_bytes) * ratio),
+    )
 
 
 def _facts(plan: Plan) -> ModelFacts:
@@ -207,14 +278,24 @@ def estimate_time(
 
     Args: as `estimate_memory`.
     """
+    return _time(plan, hardware, data, model or _facts(plan), loop)
+
+
+def _time(
+    plan: Plan,
+    hardware: Hardware,
+    data: DataFacts | None,
+    model: ModelFacts,
+    loop: Loop,
+    accumulates: bool | None = None,
+) -> TimeEstimate:
     from tunekit.advisor.simulate.batches import batches
     from tunekit.advisor.simulate.coarse import coarse_ops
     from tunekit.advisor.simulate.speed import num_steps, roofline, seconds_by_moment
 
-    model = model or _facts(plan)
     shapes = batches(plan, model, data, loop)
     try:
-        ops, fidelity = _ops(plan, hardware, data, loop, model, shapes), "traced"
+        ops, fidelity = _ops(plan, hardware, data, loop, model, shapes, accumulates), "traced"
     except Exception:
         ops, fidelity = coarse_ops(plan, model, shapes.typical), "coarse"
     line = roofline(hardware)

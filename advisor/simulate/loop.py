@@ -120,6 +120,8 @@ def record_step(
     model.train()
     if step.checkpoints:
         enable_checkpointing(model, step if device == "meta" else None)
+    else:
+        disable_checkpointing(model)
     if step.loop == "trainer" and hasattr(model, "config"):
         _set_cache(model, False)
     params = [p for p in model.parameters() if p.requires_grad]
@@ -160,6 +162,17 @@ def enable_checkpointing(model: nn.Module, step: Step | None = None) -> None:
         inner.activation_checkpointing_enable(kwargs)
     else:
         inner.gradient_checkpointing_enable(kwargs)
+
+
+def disable_checkpointing(model: nn.Module) -> None:
+    """Turns activation checkpointing off where an earlier step turned it on."""
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not any(getattr(m, "gradient_checkpointing", False) for m in inner.modules()):
+        return
+    if hasattr(inner, "activation_checkpointing_disable"):
+        inner.activation_checkpointing_disable()
+    else:
+        inner.gradient_checkpointing_disable()
 
 
 @contextlib.contextmanager

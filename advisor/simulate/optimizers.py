@@ -70,7 +70,7 @@ class InPlace:
         params = {id(p): p for p, _ in self.pairs}.values()
         moved = sum(3 * p.numel() * p.element_size() for p in params)
         moved += sum(2 * s.numel() * s.element_size() for _, s in self.pairs)
-        return Cost("fused_optimizer", 12 * sum(p.numel() for p in params), moved, "float32")
+        return Cost.by_parameters("fused_optimizer", 12 * sum(p.numel() for p in params), moved, "float32")
 
 
 def make(

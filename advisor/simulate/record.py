@@ -8,8 +8,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from tunekit.advisor.simulate.answers import ROWS
+from tunekit.advisor.simulate.depth import at_rows
 from tunekit.contracts import Method, Objective
 from tunekit.task import ProblemType, Task
 
@@ -47,10 +49,14 @@ class Recorded:
     assumed: tuple[str, ...]
 
 
+Depth = Literal["whole", "short", "shorter"]
+"""How much of a model is kept: all of it, as many blocks as can stand for the others, or one fewer of each list."""
+
+
 @lru_cache(maxsize=8)
-def skeleton(subject: Subject, whole: bool) -> tuple[nn.Module, tuple[Stack, ...]]:
-    """The weightless model of a subject, cut short unless `whole`; shared, so copy before changing it."""
-    from tunekit.advisor.simulate.depth import cut
+def skeleton(subject: Subject, depth: Depth) -> tuple[nn.Module, tuple[Stack, ...]]:
+    """The weightless model of a subject at a depth; shared, so copy before changing it."""
+    from tunekit.advisor.simulate.depth import cut, cut_once_more
     from tunekit.advisor.simulate.quantized import quantize
     from tunekit.advisor.weightless import build
 
@@ -58,41 +64,42 @@ def skeleton(subject: Subject, whole: bool) -> tuple[nn.Module, tuple[Stack, ...
         json.loads(subject.config_json), subject.task, subject.num_labels, dtype=subject.dtype,
         problem_type=subject.problem_type, attn_implementation=subject.attn_implementation,
     )  # fmt: skip
-    stacks = cut(model, whole)
+    stacks = cut(model, whole=depth == "whole")
+    if depth == "shorter":
+        stacks = cut_once_more(model, stacks)
     if subject.quantization:
         quantize(model, subject.quantization, subject.task)
     return model, stacks
 
 
-_families: OrderedDict[Any, dict[int, Recorded]] = OrderedDict()
+_families: OrderedDict[Any, Recorded] = OrderedDict()
 
 
 def record(subject: Subject, method: Method, objective: Objective | None, shape: Shape, step: Step) -> Recorded:
     """The timeline of one steady step under a method.
 
-    Steps that differ in the number of rows alone are a family: from two recorded members with at least two rows each
-    (one row is often a case of its own) every other follows, as each size is a straight line in the rows.
+    Steps that differ in the number of rows alone are a family, recorded once with `ROWS` rows: every size is a multiple of the
+    rows or does not depend on them. A single row is a case of its own (what would be copied may be a view).
     """
     described = json.dumps([method.to_dict(), objective.to_dict() if objective else None], sort_keys=True, default=str)
-    family = (subject, described, replace(shape, batch=0), step)
-    known = _families.setdefault(family, {})
+    recorded_rows = ROWS if shape.batch > 1 else 1
+    family = (subject, described, replace(shape, batch=recorded_rows), step)
+    if family not in _families:
+        made = _record(subject, method, objective, replace(shape, batch=recorded_rows), step)
+        _families[family] = made if recorded_rows > 1 else _nothing_fixed(made)
     _families.move_to_end(family)
     while len(_families) > _MAX_FAMILIES:
         _families.popitem(last=False)
-    if shape.batch not in known:
-        known[shape.batch] = _on_the_line(known, shape.batch) or _record(subject, method, objective, shape, step)
-    return known[shape.batch]
+    member = _families[family]
+    if recorded_rows == 1:
+        return member
+    return replace(member, timeline=at_rows(member.timeline, shape.batch))
 
 
-def _on_the_line(known: dict[int, Recorded], batch: int) -> Recorded | None:
-    from tunekit.advisor.simulate.depth import between
-
-    members = [b for b in known if b >= 2]
-    if len(members) < 2 or batch < 2:
-        return None
-    low, high = members[:2]
-    timeline = between(known[low].timeline, known[high].timeline, low, high, batch)
-    return replace(known[low], timeline=timeline) if timeline is not None else None
+def _nothing_fixed(recorded: Recorded) -> Recorded:
+    """The same, where one row cannot tell what would grow with the rows."""
+    ops = ((m, c._replace(fixed_flops=0, fixed_bytes=0), n) for m, c, n in recorded.timeline.ops)
+    return replace(recorded, timeline=replace(recorded.timeline, ops=tuple(ops)))
 
 
 def _record(subject: Subject, method: Method, objective: Objective | None, shape: Shape, step: Step) -> Recorded:
@@ -114,44 +121,43 @@ class Ready:
     """`id`s of the base's own parameters."""
     outside: tuple[Any, ...]
     """Shapes of the parameters that the method put outside the blocks."""
-    whole: bool
     of: tuple[Any, ...]
     """What it was made of."""
 
     def depends_on_depth(self) -> bool:
-        """Whether what the method put outside the blocks would be larger in the full model."""
+        """Whether what the method put outside the blocks is another size in a model with fewer blocks."""
         if not self.outside or all(s.whole for s in self.stacks):
             return False
         subject, method, described = self.of
-        if (subject, described) not in _outside_whole:
-            _outside_whole[subject, described] = _make_ready(subject, method, described, True).outside
-        return _outside_whole[subject, described] != self.outside
+        if (subject, described) not in _outside_shorter:
+            _outside_shorter[subject, described] = _make_ready(subject, method, described, "shorter").outside
+        return _outside_shorter[subject, described] != self.outside
 
 
 _readied: OrderedDict[Any, Ready] = OrderedDict()
-_outside_whole: dict[Any, tuple[Any, ...]] = {}
-"""By subject and method: what the method puts outside the blocks of the whole model."""
+_outside_shorter: dict[Any, tuple[Any, ...]] = {}
+"""By subject and method: what the method puts outside the blocks of a model that is shorter still."""
 
 
-def _ready(subject: Subject, method: Method, step: Step, whole: bool) -> Ready:
+def _ready(subject: Subject, method: Method, step: Step, depth: Depth) -> Ready:
     """The model that a step is recorded with. A steady step of the Trainer leaves nothing behind, so it is used again."""
     described = json.dumps(method.to_dict(), sort_keys=True, default=str)
-    key = (subject, described, step, whole)
+    key = (subject, described, step.loop, depth)
     if key in _readied and step.loop == "trainer":
         _readied.move_to_end(key)
         return _readied[key]
-    _readied[key] = _make_ready(subject, method, described, whole)
+    _readied[key] = _make_ready(subject, method, described, depth)
     while len(_readied) > _MAX_READY:
         _readied.popitem(last=False)
     return _readied[key]
 
 
-def _make_ready(subject: Subject, method: Method, described: str, whole: bool) -> Ready:
+def _make_ready(subject: Subject, method: Method, described: str, depth: Depth) -> Ready:
     import torch
 
     from tunekit.advisor.simulate.depth import fresh
 
-    bare, stacks = skeleton(subject, whole)
+    bare, stacks = skeleton(subject, depth)
     base = fresh(bare)
     originals = frozenset(id(p) for p in base.parameters())
     blocks = [list(_blocks(base, s)) for s in stacks]
@@ -161,7 +167,7 @@ def _make_ready(subject: Subject, method: Method, described: str, whole: bool) -
         warnings.simplefilter("ignore")
         model = method.apply(base, subject.task)
     return Ready(
-        model=model, blocks=blocks, stacks=stacks, head=head, originals=originals, whole=whole,
+        model=model, blocks=blocks, stacks=stacks, head=head, originals=originals,
         outside=_outside(model, blocks, shapes), of=(subject, method, described),
     )  # fmt: skip
 
@@ -177,7 +183,7 @@ def record_at(
     from tunekit.advisor.simulate.depth import DepthError, extend
     from tunekit.advisor.simulate.loop import record_step
 
-    ready = _ready(subject, method, step, whole)
+    ready = _ready(subject, method, step, "whole" if whole else "short")
     if not whole and ready.depends_on_depth():
         raise DepthError("the method adds parameters outside the blocks, as many as there are blocks")
     counts = _count(ready.model, ready.blocks, ready.stacks)

@@ -254,8 +254,7 @@ class Recorder(TorchDispatchMode):
         total = sum(t.numel() for t in tensors) or 1
         for block, group in groupby(tensors, key=lambda t: self._owner((t,))):
             share = sum(t.numel() for t in group) / total
-            part = cost._replace(flops=round(cost.flops * share), num_bytes=round(cost.num_bytes * share))
-            self._enter_segment(block).ops[part] += 1
+            self._enter_segment(block).ops[cost.share(share)] += 1
 
     def _record(self, out: Any, args: Any, block: Block | None) -> None:
         if isinstance(out, torch.Tensor):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunekit.advisor.fit import Fitted, Simulator, divisors, fit, fits, floor_bytes, stages
+from tunekit.advisor.fit import Fitted, Screened, Simulator, divisors, fit, fits, floor_bytes, stages
 from tunekit.advisor.propose import make_plan, max_length, propose
 from tunekit.advisor.rule import GIB, example
 from tunekit.discovery import find
@@ -44,15 +44,22 @@ class Machine:
     def duration(self, workload: Workload, plan: Plan) -> TimeEstimate:
         assert fits(workload, self.memory(workload, plan)), "durations are only worth knowing of what fits"
         self.calls -= 1
-        idle = max(1.0, 256 / (plan.per_device_train_batch_size * workload.data.mean_tokens))
-        seconds = 100.0 * (1.33 if plan.activation_checkpointing else 1.0) * (1.1 if plan.quantization else 1.0) * idle
+        seconds = self.seconds(workload, plan)
         return TimeEstimate(
             step_seconds=1, num_steps=100, total_seconds=seconds, interval=(seconds, seconds), tokens_per_second=1
         )
 
     @property
     def simulator(self) -> Simulator:
-        return Simulator(memory=self.memory, duration=self.duration)
+        return Simulator(memory=self.memory, duration=self.duration, screen=self.screen)
+
+    def screen(self, workload: Workload, plan: Plan) -> Screened:
+        self.calls -= 1
+        return Screened(least_bytes=self.memory(workload, plan).interval[1], seconds=self.seconds(workload, plan))
+
+    def seconds(self, workload: Workload, plan: Plan) -> float:
+        idle = max(1.0, 256 / (plan.per_device_train_batch_size * workload.data.mean_tokens))
+        return 100.0 * (1.33 if plan.activation_checkpointing else 1.0) * (1.1 if plan.quantization else 1.0) * idle
 
 
 def workload(gib: float = 24, devices: int = 1, **changes: Any) -> Workload:
@@ -104,8 +111,8 @@ def test_several_devices_hold_whole_copies_first_and_share_when_they_must() -> N
 
 def test_the_goal_speed_looks_for_the_shortest_run_of_all_settings() -> None:
     facts = {"gib": 6.0, "num_parameters": 110_000_000}
-    usual = fitted(Machine(static_gib=5.0, row_gib=2.0), **facts)
-    quick = fitted(Machine(static_gib=5.0, row_gib=2.0), goal="speed", **facts)
+    usual = fitted(Machine(static_gib=5.7, row_gib=2.0), **facts)
+    quick = fitted(Machine(static_gib=5.7, row_gib=2.0), goal="speed", **facts)
     assert (usual.plan.dtype, quick.plan.dtype) == ("float32", "bfloat16")
     assert usual.duration is not None
     assert quick.duration is not None

@@ -28,16 +28,19 @@ _CHANGES_BASE = re.compile(r"pissa|olora|corda|loftq|lora_ga")
 """Initialisations that subtract the adapter's first value from the base's weights."""
 
 
-_DEPRECATED_NAME = "`is_gradient_checkpointing` is deprecated"
-"""PEFT 0.21 asks transformers 5.23 by a name that it calls deprecated; delete when PEFT no longer does."""
+_FOR_PEFT = re.compile(
+    r"`is_gradient_checkpointing` is deprecated|Unsupported layer type '<class '.*norm.*'>'", re.IGNORECASE
+)
+"""Warnings that only PEFT's authors can act on: 0.21 asks transformers 5.23 by a name that it calls deprecated, and its
+own LayerNorm tuning wonders at norms. Delete when PEFT no longer does."""
 
 
 def wrap(model: nn.Module, config: Any) -> nn.Module:
-    """PEFT's `get_peft_model` without the warning that only PEFT's authors can act on."""
+    """PEFT's `get_peft_model` without the warnings that only PEFT's authors can act on."""
     from peft import get_peft_model
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=_DEPRECATED_NAME)
+        warnings.filterwarnings("ignore", message=_FOR_PEFT.pattern)
         return get_peft_model(model, config)
 
 
@@ -97,7 +100,7 @@ def load(model: nn.Module, folder: Path) -> nn.Module:
             raise UnsupportedError(wrong_base(folder, reason(e))) from None
     _check_all_loaded(folder, attached, "default", [str(w.message) for w in said])
     for w in said:
-        if _DEPRECATED_NAME not in str(w.message):
+        if not _FOR_PEFT.match(str(w.message)):
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
     return attached
 

@@ -269,13 +269,14 @@ def _trainer(
     optimizer: Any,
     device: str,
 ) -> None:
-    """`Trainer.training_step` and what follows it: outputs die with `compute_loss`, gradients after the update."""
+    """`Trainer.training_step` and what follows it: outputs die with `compute_loss`, gradients after the update, the batch
+    with the next one."""
     batch = make_batch(task, model, shape, device)
     recorder.own(batch.values(), "activations")
     with recorder:
         recorder.moment = "forward"
         loss, outputs = _forward(recorder, model, batch, step, objective)
-        del outputs, batch
+        del outputs
         _backward_and_update(recorder, model, stacks, step, optimizer, loss)
         recorder.moment = "end"
         model.zero_grad()

@@ -15,18 +15,21 @@ if TYPE_CHECKING:
 
 _MATMULS = frozenset({"mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "_grouped_mm"})
 _ATTENTION = "_scaled_dot_product"
-_LAUNCH_SECONDS = 9e-6
+_LAUNCH_SECONDS = 11e-6
 """Host time of one op in eager PyTorch with a Python model around it; a step cannot be shorter than its launches."""
-_MATMUL_SHARE = 0.62
-"""Of the peak rate that large matrix products reach (NVIDIA A100, H100 and L40S cuBLAS benchmarks: 0.55 to 0.75)."""
+_MATMUL_SHARE = {"float32": 0.75, "tf32": 0.5, "bfloat16": 0.5, "float16": 0.5}
+"""Of the peak rate that the matrix products of a training step reach: high for fp32 without tensor cores, half for tensor
+cores at a few thousand tokens (transformers' table for BERT-large on a V100, PEFT's runs of a 3B model on an L40S)."""
 _ATTENTION_SHARE = 0.4
-"""Of the peak rate that fused attention with its backward pass reaches (Dao, FlashAttention-2, 2023: 0.35 to 0.6)."""
-_BANDWIDTH_SHARE = 0.8
-"""Of the peak bandwidth that elementwise kernels reach (BabelStream on the same cards: 0.8 to 0.9)."""
-_CPU_GFLOPS_PER_CORE = 40.0
-"""fp32 products on one core of a server CPU with AVX2 under torch, measured 30 to 60."""
-_CPU_BYTES_PER_SECOND = 12e9
-"""What elementwise ops of a few threads move on a server CPU."""
+"""Of the half-precision peak that fused attention with its backward pass reaches (Dao, FlashAttention-2, 2023: 0.35 to 0.6)."""
+_BANDWIDTH_SHARE = 0.65
+"""Of the peak bandwidth that the elementwise kernels of a training step reach (as above; copies alone reach 0.8 to 0.9)."""
+_CPU_GFLOPS_PER_CORE = 70.0
+"""fp32 products on one core of a server CPU with AVX-512 under torch, measured 60 to 85."""
+_CPU_HALF_GFLOPS_PER_CORE = 150.0
+"""bf16 products where the core has instructions for them, measured 180."""
+_CPU_BYTES_PER_SECOND = 14e9
+"""What elementwise ops move on one core, measured 4 (fresh memory) to 70 (in its cache); more than four share a memory."""
 _CPU_LAUNCH_SECONDS = 8e-6
 
 
@@ -50,19 +53,19 @@ def roofline(hardware: Hardware) -> Roofline:
     if hardware.device == "cpu":
         cores = hardware.host_cores or 1
         rate = _CPU_GFLOPS_PER_CORE * 1e9 * cores
-        half = rate if hardware.bf16 else rate / 4
+        half = _CPU_HALF_GFLOPS_PER_CORE * 1e9 * cores if hardware.bf16 else rate / 4
         return Roofline(
             flops_per_second={"float32": rate, "bfloat16": half, "float16": half}, attention_share=0.6,
-            bytes_per_second=_CPU_BYTES_PER_SECOND * min(2, cores), launch_seconds=_CPU_LAUNCH_SECONDS, overlaps=False,
+            bytes_per_second=_CPU_BYTES_PER_SECOND * min(4, cores), launch_seconds=_CPU_LAUNCH_SECONDS, overlaps=False,
         )  # fmt: skip
     facts = card(hardware.name)
     assumed = None if facts else f"the speed of {hardware.name} is not known: an A10G's is assumed"
     facts = facts or card("A10G")
     assert facts is not None
-    rates = {k: v * 1e12 * _MATMUL_SHARE for k, v in facts["peak_tflops"].items()}
+    rates = {k: v * 1e12 * _MATMUL_SHARE[k] for k, v in facts["peak_tflops"].items()}
     rates.setdefault("bfloat16", rates["float32"])
     return Roofline(
-        flops_per_second=rates, attention_share=_ATTENTION_SHARE / _MATMUL_SHARE,
+        flops_per_second=rates, attention_share=_ATTENTION_SHARE / _MATMUL_SHARE["float16"],
         bytes_per_second=facts["bandwidth_gbps"] * 1e9 * _BANDWIDTH_SHARE,
         launch_seconds=_LAUNCH_SECONDS, overlaps=True, assumed=assumed,
     )  # fmt: skip

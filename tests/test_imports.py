@@ -19,6 +19,7 @@ ORDER = (
 NOUNS = {f"tunekit.{name}" for name in ORDER}
 FORMATS = {"tunekit.snapshot", "tunekit.peft_format", "tunekit.delta_format"}
 PROMPTS = {"tunekit.attention", "tunekit.prefix_attention", "tunekit.deep_prompt"}
+BOTTLENECKS = {"tunekit.attention", "tunekit.sublayers", "tunekit.bottleneck_config", "tunekit.bottleneck"}
 ROWS: dict[str, set[str]] = {
     "tunekit.data": {*NOUNS, "tunekit.data"},
     "tunekit.quantization": NOUNS,
@@ -29,7 +30,10 @@ ROWS: dict[str, set[str]] = {
     "tunekit.attention": NOUNS,
     "tunekit.prefix_attention": {*NOUNS, "tunekit.attention"},
     "tunekit.deep_prompt": {*NOUNS, "tunekit.attention", "tunekit.prefix_attention"},
-    "tunekit.methods": {*NOUNS, *FORMATS, *PROMPTS, "tunekit.data", "tunekit.quantization"},
+    "tunekit.sublayers": {*NOUNS, "tunekit.attention"},
+    "tunekit.bottleneck_config": NOUNS,
+    "tunekit.bottleneck": {*NOUNS, "tunekit.sublayers", "tunekit.bottleneck_config"},
+    "tunekit.methods": {*NOUNS, *FORMATS, *PROMPTS, *BOTTLENECKS, "tunekit.data", "tunekit.quantization"},
     "tunekit.objectives": {*NOUNS, "tunekit.data", "tunekit.quantization"},
     "tunekit.attach": {*NOUNS, *FORMATS, *PROMPTS},
     "tunekit.scores": NOUNS,

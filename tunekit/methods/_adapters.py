@@ -1,0 +1,85 @@
+"""What the methods with bottleneck adapters share: what is refused, where adapters go, and what learns."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from tunekit.bottleneck_config import BottleneckConfig
+from tunekit.errors import UnsupportedError, raise_all
+from tunekit.finding import Finding, error
+from tunekit.structure import task_model
+from tunekit.sublayers import LOCATIONS, Sublayer, sublayers
+from tunekit.task import Task
+from tunekit.workload import ModelFacts
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NEAREST = "use `method: {kind: lora}`, which works on the weights"
+
+
+def refusal(slug: str, config: BottleneckConfig, model: ModelFacts, task: Task) -> Finding | None:
+    """Why adapters cannot be put into such a model, or None; nothing but its shape is built."""
+    found = _places(model.config_json, model.model_type, task.auto_class)
+    return None if found is None else next(iter(_faults(slug, config, model.name, found)), None)
+
+
+@functools.lru_cache(maxsize=64)
+def _places(config_json: str, model_type: str, auto_class: str) -> tuple[Sublayer, ...] | None:
+    """The sublayers of a model of this configuration; None where it cannot be built from that alone."""
+    import json
+
+    import torch
+    import transformers
+
+    try:
+        values = {k: v for k, v in json.loads(config_json).items() if k != "model_type"}
+        config = transformers.AutoConfig.for_model(model_type, **values)
+        with torch.device("meta"):
+            model = getattr(transformers, auto_class).from_config(config)
+    except Exception:
+        # Remote code, or a class of its own: whether adapters fit is then told by the live model.
+        return None
+    return sublayers(model)
+
+
+def _faults(slug: str, config: BottleneckConfig, kind: str, found: tuple[Sublayer, ...]) -> list[Finding]:
+    if not found:
+        why = "no sublayer whose output is added to the stream can be found in its layers"
+        return [error("adapter-sites", f"method {slug} on {kind}", why, NEAREST)]
+    have = {at.location for at in found}
+    missing = [place for place in LOCATIONS if config.places(place) and place not in have]
+    if missing:
+        why, fix = f"it has {', '.join(sorted(have))}", f"set `locations: [{sorted(have)[-1]}]`"
+        return [error("adapter-location", f"`locations` with {missing[0]} on {kind}", why, fix)]
+    layers = {at.index for at in found}
+    if out := [i for i in config.leave_out if i not in layers]:
+        why = f"its layers are 0 to {max(layers)}"
+        return [error("adapter-layer", f"`leave_out` with {out[0]} on {kind}", why, "leave out what is there")]
+    if not any(config.places(at.location) and config.units(at.width, at.index) is not None for at in found):
+        return [error("adapter-layer", f"no layer of {kind} with an adapter", "nothing would learn", "leave out fewer")]
+    return []
+
+
+def prepare_sites(slug: str, config: BottleneckConfig, model: nn.Module) -> None:
+    """Makes a place for adapters after every sublayer of a model.
+
+    Raises:
+        UnsupportedError: `adapter-sites`, `adapter-location`, `adapter-layer`.
+    """
+    from tunekit import bottleneck
+
+    found = sublayers(model)
+    raise_all(_faults(slug, config, f"a {type(task_model(model)).__name__}", found), UnsupportedError)
+    bottleneck.put_sites(model, found)
+
+
+def let_learn(model: nn.Module, learnt: frozenset[str]) -> nn.Module:
+    """Lets these parameters learn and nothing else."""
+    for name, p in model.named_parameters():
+        p.requires_grad_(name in learnt)
+    if getattr(model, "is_quantized", False):
+        # The Trainer refuses a quantised model unless adapters are said to be on it (`validate_quantization_for_training`).
+        vars(model)["_hf_peft_config_loaded"] = True
+    return model

@@ -18,7 +18,13 @@ ORDER = (
 
 NOUNS = {f"tunekit.{name}" for name in ORDER}
 FORMATS = {"tunekit.snapshot", "tunekit.peft_format", "tunekit.delta_format"}
-PROMPTS = {"tunekit.attention", "tunekit.prefix_attention", "tunekit.deep_prompt"}
+PROMPTS = {
+    "tunekit.attention",
+    "tunekit.prefix_attention",
+    "tunekit.deep_prompt",
+    "tunekit.prompt_vectors",
+    "tunekit.soft_prompt",
+}
 BOTTLENECKS = {"tunekit.attention", "tunekit.sublayers", "tunekit.bottleneck_config", "tunekit.bottleneck"}
 ROWS: dict[str, set[str]] = {
     "tunekit.data": {*NOUNS, "tunekit.data"},
@@ -30,12 +36,15 @@ ROWS: dict[str, set[str]] = {
     "tunekit.attention": NOUNS,
     "tunekit.prefix_attention": {*NOUNS, "tunekit.attention"},
     "tunekit.deep_prompt": {*NOUNS, "tunekit.attention", "tunekit.prefix_attention"},
+    "tunekit.prompt_vectors": set(),
+    "tunekit.soft_prompt": {*NOUNS, "tunekit.deep_prompt", "tunekit.prompt_vectors"},
     "tunekit.sublayers": {*NOUNS, "tunekit.attention"},
     "tunekit.bottleneck_config": NOUNS,
     "tunekit.bottleneck": {*NOUNS, "tunekit.sublayers", "tunekit.bottleneck_config"},
-    "tunekit.methods": {*NOUNS, *FORMATS, *PROMPTS, *BOTTLENECKS, "tunekit.data", "tunekit.quantization"},
+    "tunekit.adapterhub": {*NOUNS, *BOTTLENECKS, "tunekit.delta_format", "tunekit.snapshot"},
+    "tunekit.methods": {*NOUNS, *FORMATS, *PROMPTS, *BOTTLENECKS, "tunekit.adapterhub", "tunekit.data", "tunekit.quantization"},
     "tunekit.objectives": {*NOUNS, "tunekit.data", "tunekit.quantization"},
-    "tunekit.attach": {*NOUNS, *FORMATS, *PROMPTS},
+    "tunekit.attach": {*NOUNS, *FORMATS, *PROMPTS, "tunekit.adapterhub"},
     "tunekit.scores": NOUNS,
     "tunekit.metrics": {*NOUNS, "tunekit.data", "tunekit.scores"},
     "tunekit.host": NOUNS,

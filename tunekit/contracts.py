@@ -93,6 +93,8 @@ class Method(Config):
     """Whether `merge` can fold what was learnt into the base weights."""
     trains_base: ClassVar[bool] = False
     """Whether it changes the base's own weights (then a quantised base cannot carry it)."""
+    packs: ClassVar[bool] = True
+    """Whether rows joined into one stay apart under it."""
 
     own_format: ClassVar[bool] = False
     """Whether it saves a part of the model in our own format, rather than PEFT's adapter or the whole model."""

@@ -180,17 +180,18 @@ def positions_of(model: nn.Module) -> str:
 
 def position_modules(model: nn.Module) -> tuple[list[nn.Module], list[nn.Embedding]]:
     """The modules where positions enter the model: rotary embeddings, and plain tables of learnt ones."""
-    rotary, tables = [], []
-    for name, module in base_model(model).named_modules():
-        if (
-            any("inv_freq" in b for b in module._buffers)
-            and "position_ids" in inspect.signature(module.forward).parameters
-        ):
-            rotary.append(module)
-        last = name.rpartition(".")[2]
-        if type(module) is nn.Embedding and (last == "wpe" or "position" in last):
-            tables.append(module)
-    return rotary, tables
+    rotary = [
+        m
+        for m in base_model(model).modules()
+        if any("inv_freq" in b for b in m._buffers) and "position_ids" in inspect.signature(m.forward).parameters
+    ]
+    return rotary, [t for t in position_tables(base_model(model)) if type(t) is nn.Embedding]
+
+
+def position_tables(stack: nn.Module) -> list[nn.Embedding]:
+    """The tables of learnt positions in a stack; one that is no plain `nn.Embedding` counts positions by itself."""
+    named = ((name.rpartition(".")[2], m) for name, m in stack.named_modules())
+    return [m for last, m in named if isinstance(m, nn.Embedding) and (last == "wpe" or "position" in last)]
 
 
 def _shift_rotary(offset: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:

@@ -78,6 +78,13 @@ def combination_faults(plan: Plan) -> list[Finding]:
             "set `packing: false`",
         ),
         (
+            plan.packing and not plan.method.packs,
+            "plan-packing-method",
+            f"`packing` with method {plan.method.slug}",
+            "what it puts in front of a row would be in front of the first of the joined ones only",
+            "set `packing: false`",
+        ),
+        (
             plan.problem_type is not None and plan.task != "sequence-classification",
             "plan-problem-type-task",
             f"`problem_type` with task {plan.task}",

@@ -100,13 +100,17 @@ def apply(
     else:
         deep_prompt.set_from_tokens(model, tokens, behind=positions == "shifted")
     deep_prompt.set_positions(model, positions, method.num_virtual_tokens)
-    learnt = heads | deep_prompt.learnt_by_prefixes(model)
+    let_learn(model, heads | deep_prompt.learnt_by_prefixes(model))
+    return model
+
+
+def let_learn(model: nn.Module, names: frozenset[str]) -> None:
+    """Lets the parameters of these names learn and freezes the others."""
     for name, p in model.named_parameters():
-        p.requires_grad_(name in learnt)
+        p.requires_grad_(name in names)
     if getattr(model, "is_quantized", False):
         # The Trainer refuses a quantised model unless adapters are said to be on it (`validate_quantization_for_training`).
         vars(model)["_hf_peft_config_loaded"] = True
-    return model
 
 
 def _model_faults(
@@ -137,6 +141,11 @@ def _model_faults(
 
 
 # ---------------------------------------------------------------------------------------------- on disk
+def is_checkpoint(folder: Path) -> bool:
+    """Whether training is to go on from a folder, so that a reparameterisation must be kept."""
+    return _CHECKPOINT.fullmatch(folder.name) is not None
+
+
 def save(method: Any, model: nn.Module, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
     """Writes the keys and values themselves, with the head: PEFT's files where PEFT gives the same logits, else ours.
 
@@ -146,7 +155,7 @@ def save(method: Any, model: nn.Module, folder: Path, state_dict: Mapping[str, t
 
     state = model.state_dict() if state_dict is None else state_dict
     names = method.trainable_names(model)
-    if _CHECKPOINT.fullmatch(folder.name):
+    if is_checkpoint(folder):
         return delta_format.save(model, folder, method, names, state)
     prefixes = deep_prompt.folded(model, state)
     head = {n: state[n] for n in names - deep_prompt.learnt_by_prefixes(model)}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunekit import delta_format, peft_format
+from tunekit import adapterhub, delta_format, peft_format
 from tunekit.contracts import Method
 from tunekit.discovery import everything, find
 from tunekit.errors import InvalidError, MissingError, UnsupportedError, raise_all
@@ -184,7 +184,7 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def load(base_model: nn.Module, *folders: str | Path, task: Task | str | None = None) -> nn.Module:
-    """Attaches to a fresh base what tunekit or PEFT saved: ready for use, and to train on.
+    """Attaches to a fresh base what tunekit, PEFT or AdapterHub's `adapters` saved: ready for use, and to train on.
 
     Args:
         base_model: The model that it was trained on, with as many labels. Untouched when this raises.
@@ -252,6 +252,8 @@ def _load_peft(base: nn.Module, paths: list[Path], task: Task) -> nn.Module:
 def _load_own(base: nn.Module, path: Path, task: Task, kind: str) -> nn.Module:
     if kind == "model":
         method = find("method", "full")()
+    elif kind == "adapterhub":
+        method = find("method", "bottleneck-adapter").of_config(adapterhub.read_config(path).config)
     else:
         delta_format.check_base(path, base)
         saved = delta_format.read_config(path)["method"]
@@ -265,13 +267,15 @@ def _load_own(base: nn.Module, path: Path, task: Task, kind: str) -> nn.Module:
 
 
 def _kind(folder: Path) -> str:
-    """`tunekit`, `peft` or `model` by the files that a folder holds; ours may hold PEFT's beside it.
+    """`tunekit`, `adapterhub`, `peft` or `model` by the files that a folder holds; ours may hold PEFT's beside it.
 
     Raises:
         MissingError: `adapter-missing`.
     """
     if (folder / delta_format.CONFIG).is_file():
         return "tunekit"
+    if adapterhub.holds(folder):
+        return "adapterhub"
     if (folder / peft_format.CONFIG).is_file():
         return "peft"
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):

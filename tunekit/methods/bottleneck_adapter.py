@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from tunekit import delta_format
+from tunekit import adapterhub, delta_format
 from tunekit.bottleneck_config import BottleneckConfig, Initialisation, Residual, Scaling
 from tunekit.contracts import Family, Method, Objective, Recipe
 from tunekit.finding import Finding
@@ -191,7 +191,12 @@ class BottleneckAdapter(Method):
         delta_format.save(model, folder, self, self.trainable_names(model), state_dict)
 
     def load(self, model: nn.Module, folder: Path, task: Task) -> nn.Module:
-        """Puts a saved adapter and its head on a fresh base."""
+        """Puts a saved adapter and its head on a fresh base; reads AdapterHub's folders too."""
         model = self.apply(model, task)
+        if adapterhub.holds(folder):
+            from tunekit import bottleneck
+
+            adapterhub.load_into(model, folder, task, bottleneck.DEFAULT)
+            return model
         delta_format.load_into(model, folder, self.trainable_names(model))
         return model

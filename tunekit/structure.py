@@ -119,6 +119,45 @@ def blocks(model: nn.Module) -> tuple[tuple[str, nn.ModuleList], ...]:
     return tuple(found)
 
 
+def norms_beside(model: nn.Module, stack: str) -> tuple[str, ...]:
+    """Dotted names of the norms beside a list of layers, which follow its last one; those of embeddings do not."""
+    above = stack.rpartition(".")[0]
+    return tuple(
+        f"{above}.{n}" if above else n
+        for n, m in task_model(model).get_submodule(above).named_children()
+        if "norm" in type(m).__name__.lower() and "emb" not in n.lower()
+    )
+
+
+def levels(model: nn.Module) -> dict[str, int]:
+    """How far below the top each parameter of the task model lies.
+
+    0 for what reads the last layer (the head), 1 for the last layer and the norm that follows it, 2 for the layer
+    before, and so on down; an encoder lies below its decoder, and embeddings below the first layer.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2ForSequenceClassification
+        >>> model = GPT2ForSequenceClassification(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=9, num_labels=2))
+        >>> found = levels(model)
+        >>> [found[n] for n in ("score.weight", "transformer.ln_f.bias", "transformer.h.0.ln_1.bias", "transformer.wte.weight")]
+        [0, 1, 2, 3]
+    """
+    top, stacks = task_model(model), blocks(model)
+    lowest = sum(len(layers) for _, layers in stacks)
+    of_prefix, below = {}, lowest
+    for name, layers in stacks:
+        of_prefix |= {f"{name}.{i}.": below - i for i in range(len(layers))}
+        below -= len(layers)
+        of_prefix |= {f"{norm}.": below + 1 for norm in norms_beside(model, name)}
+    found, passed = {}, not stacks
+    for name, _ in top.named_parameters():
+        inside = next((level for prefix, level in of_prefix.items() if name.startswith(prefix)), None)
+        passed = passed or name.startswith(f"{stacks[-1][0]}.")
+        above = passed and "emb" not in name.lower()
+        found[name] = inside if inside is not None else 0 if above else lowest + 1
+    return found
+
+
 def linear_names(model: nn.Module) -> tuple[str, ...]:
     """Dotted names of the linear layers that an adapter can sit on.
 

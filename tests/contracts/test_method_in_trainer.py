@@ -12,10 +12,11 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 import zoo
-from tunekit.attach import load, prepare
+from tunekit.attach import load, prepare, prepared
 from tunekit.contracts import Method
 from tunekit.methods.full import Full
 from tunekit.methods.lora import Lora
+from tunekit.methods.partial import Partial
 from tunekit.task import TASKS, Task
 
 METHODS = zoo.methods()
@@ -23,6 +24,7 @@ VARIANTS = {
     **METHODS,
     "lora-pissa": Lora(r=4, init_lora_weights="pissa_niter_2", lora_alpha=4),
     "lora-olora-rs": Lora(r=4, init_lora_weights="olora", use_rslora=True),
+    "partial-scheduled": Partial(layer_lr_decay=2.6, unfreeze_every=1, unfreeze_unit="steps"),
 }
 TASK = Task.named("sequence-classification")
 
@@ -48,7 +50,8 @@ def trainer_for(model: nn.Module, folder: Path, task: Task = TASK, **arguments: 
         "report_to": [], "disable_tqdm": True, "use_cpu": True, "logging_steps": 1, "seed": 3, "dataloader_pin_memory": False,
     }  # fmt: skip
     args = TrainingArguments(output_dir=str(folder), **{**settings, **arguments})
-    return Trainer(model=model, args=args, train_dataset=Rows(task), eval_dataset=Rows(task))
+    needed = list(prepared(model).method.callbacks())
+    return Trainer(model=model, args=args, train_dataset=Rows(task), eval_dataset=Rows(task), callbacks=needed)
 
 
 def learnt(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -6,20 +6,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tunekit import delta_format
 from tunekit.contracts import Family, Method, Objective, Recipe
+from tunekit.discovery import find
 from tunekit.errors import raise_all
 from tunekit.finding import Finding, error
 from tunekit.methods import _recipes
-from tunekit.structure import blocks, head_parameters
+from tunekit.snapshot import prepared
+from tunekit.structure import blocks, decayed_names, head_parameters, levels, norms_beside, unwrapped
 from tunekit.task import Task
 from tunekit.workload import ModelFacts, Workload
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import TrainerCallback
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +31,9 @@ class Partial(Method):
 
     Backward stops at the lowest layer that learns, so that it is the cheapest way to move whole weights. For seq2seq
     models the last layers are the decoder's.
+
+    The layers need not start together nor learn alike: `Partial(last_layers=12, patterns=("embeddings",),
+    layer_lr_decay=2.6, unfreeze_every=1)` is ULMFiT's schedule for all of a BERT, one layer more in each epoch.
 
     Example:
         >>> Partial(last_layers=0)
@@ -52,10 +58,18 @@ class Partial(Method):
     """How many of the last layers learn; null: none but those that `patterns` names."""
     patterns: tuple[str, ...] = ()
     """Regular expressions; a parameter learns too whose name one of them matches anywhere, such as `layer.1[01].attention`."""
+    layer_lr_decay: float = 1.0
+    """Discriminative rates: each layer learns this many times slower than the one above it, 2.6 in ULMFiT; the head learns
+    at the plan's rate, the last layer at that divided by this once. 1: all alike."""
+    unfreeze_every: float | None = None
+    """Gradual unfreezing: the head starts alone (without a head the last layer), and after every so many epochs (or
+    steps) the next lower layer joins, 1 epoch in ULMFiT; null: all learn from the start."""
+    unfreeze_unit: Literal["epochs", "steps"] = "epochs"
+    """What `unfreeze_every` counts: passes over the rows, or optimizer steps."""
 
     def faults(self) -> list[Finding]:
-        """Nothing to train, and patterns that are none."""
-        found = []
+        """Nothing to train, patterns that are none, and schedules that are none."""
+        found = self._schedule_faults()
         if self.last_layers is not None and self.last_layers < 1:
             found.append(
                 error(
@@ -88,6 +102,21 @@ class Partial(Method):
                 )
         return found
 
+    def _schedule_faults(self) -> list[Finding]:
+        found = []
+        if self.layer_lr_decay < 1:
+            seen, why = (
+                f"`layer_lr_decay` of `Partial` is {self.layer_lr_decay}",
+                "it divides, so that lower layers learn slower",
+            )
+            fix = f"set {1 / self.layer_lr_decay:.3g}" if self.layer_lr_decay > 0 else "set 1.0 to 2.6"
+            found.append(error("partial-lr-decay", seen, why, fix))
+        every, unit = self.unfreeze_every, self.unfreeze_unit
+        if every is not None and (every <= 0 or (unit == "steps" and every % 1)):
+            seen, why = f"`unfreeze_every: {every}` {unit}", "it is a length above 0, and steps are whole"
+            found.append(error("partial-unfreeze", seen, why, "set 1 (epochs), or null"))
+        return found
+
     def supports(
         self,
         model: ModelFacts,
@@ -96,7 +125,12 @@ class Partial(Method):
         quantization: str | None = None,
         sharding: str | None = None,
     ) -> Finding | None:
-        """Refuses a quantised base, more layers than there are, and layers that are all one (ALBERT)."""
+        """Refuses a quantised base, more layers than there are, layers that are all one (ALBERT), and a schedule on shards."""
+        if self.unfreeze_every is not None and sharding not in (None, "ddp"):
+            return error(
+                "partial-unfreeze-sharding", f"`unfreeze_every` with `sharding: {sharding}`", "what learns is laid out over the devices once, at the start",
+                "set `unfreeze_every: null` (`layer_lr_decay` works), or `sharding: ddp`",
+            )  # fmt: skip
         if quantization is not None:
             return error(
                 "method-quantized", f"method partial on a {quantization} base", "quantised weights cannot be trained",
@@ -164,6 +198,33 @@ class Partial(Method):
             found += [_too_many(self.last_layers, have)] if self.last_layers > have else []
         return found
 
+    def trainable_names(self, model: nn.Module) -> frozenset[str]:
+        """What will ever learn, those included whose turn has not come."""
+        what = prepared(model)
+        if what is None:
+            return frozenset(name for name, p in model.named_parameters() if p.requires_grad)
+        return self.base_values_changed(unwrapped(model), what.task)
+
+    def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """One group a layer where they learn at different rates; no decay on biases and norms."""
+        model = unwrapped(model)
+        learnt, decayed = self.trainable_names(model), decayed_names(model)
+        level = levels(model) if self.layer_lr_decay > 1 else {}
+        split: dict[tuple[int, float], list[Any]] = {}
+        for name, p in model.named_parameters():
+            if name in learnt:
+                split.setdefault((level.get(name, 0), weight_decay if name in decayed else 0.0), []).append(p)
+        return [
+            {"params": ps, "lr": learning_rate / self.layer_lr_decay**low, "weight_decay": decay}
+            for (low, decay), ps in split.items()
+        ]
+
+    def callbacks(self) -> tuple[TrainerCallback, ...]:
+        """The schedule of gradual unfreezing, where one is set."""
+        if self.unfreeze_every is None:
+            return ()
+        return (find("callback", "gradual-unfreezing")(every=self.unfreeze_every, unit=self.unfreeze_unit),)
+
     def save(self, model: nn.Module, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """Our own format: what learnt."""
         delta_format.save(model, folder, self, self.trainable_names(model), state_dict)
@@ -184,16 +245,9 @@ def _too_many(wanted: int, have: int) -> Finding:
 
 
 def _last(model: nn.Module, count: int) -> list[str]:
-    """Dotted names of the last `count` layers of the last stack, and of the norms beside the stack, which follow it."""
+    """Dotted names of the last `count` layers of the last stack, and of the norms that follow it."""
     stacks = blocks(model)
     if not stacks:
         return []
     name, layers = stacks[-1]
-    above = name.rpartition(".")[0]
-    beside = model.get_submodule(above).named_children()
-    norms = [
-        f"{above}.{n}" if above else n
-        for n, m in beside
-        if "norm" in type(m).__name__.lower() and "emb" not in n.lower()
-    ]
-    return [*(f"{name}.{i}" for i in range(max(0, len(layers) - count), len(layers))), *norms]
+    return [*(f"{name}.{i}" for i in range(max(0, len(layers) - count), len(layers))), *norms_beside(model, name)]

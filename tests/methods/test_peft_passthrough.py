@@ -197,7 +197,7 @@ def test_an_unknown_type_or_setting_is_answered_with_the_nearest() -> None:
     [
         ({"peft_type": "LOHA", "target_modules": ["querry"]}, "peft-target-missing"), ({"peft_type": "LOHA", "target_modules": ".*x"}, "peft-target-missing"),
         ({"peft_type": "LOHA", "target_modules": ["classifier"]}, "peft-target-head"), ({"peft_type": "LOHA", "modules_to_save": ["x"]}, "peft-module-missing"),
-        ({"peft_type": "MISS", "r": 64}, "peft-refused"), ({"peft_type": "SHADOW"} if "SHADOW" in KNOWN else {"peft_type": "MISS", "r": 64}, "peft-refused"), ({"peft_type": "LOHA", "task_type": "CAUSAL_LM"}, "peft-task"),
+        ({"peft_type": "VBLORA", "vector_length": 7}, "peft-refused"), ({"peft_type": "SHADOW"} if "SHADOW" in KNOWN else {"peft_type": "VBLORA", "vector_length": 7}, "peft-refused"), ({"peft_type": "LOHA", "task_type": "CAUSAL_LM"}, "peft-task"),
     ],
 )  # fmt: skip
 def test_what_the_model_cannot_do_is_refused_and_the_model_untouched(config: dict[str, Any], code: str) -> None:

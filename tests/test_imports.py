@@ -26,6 +26,8 @@ PROMPTS = {
     "tunekit.soft_prompt",
 }
 BOTTLENECKS = {"tunekit.attention", "tunekit.sublayers", "tunekit.bottleneck_config", "tunekit.bottleneck"}
+HUB = {"tunekit.adapterhub", "tunekit.adapterhub_files", "tunekit.adapterhub_head"}
+ADAPTERS = {*BOTTLENECKS, *HUB, "tunekit.adapter_files", "tunekit.adapterhub_fusion", "tunekit.fusion"}
 ROWS: dict[str, set[str]] = {
     "tunekit.data": {*NOUNS, "tunekit.data"},
     "tunekit.quantization": NOUNS,
@@ -41,10 +43,30 @@ ROWS: dict[str, set[str]] = {
     "tunekit.sublayers": {*NOUNS, "tunekit.attention"},
     "tunekit.bottleneck_config": NOUNS,
     "tunekit.bottleneck": {*NOUNS, "tunekit.sublayers", "tunekit.bottleneck_config"},
-    "tunekit.adapterhub": {*NOUNS, *BOTTLENECKS, "tunekit.delta_format", "tunekit.snapshot"},
-    "tunekit.methods": {*NOUNS, *FORMATS, *PROMPTS, *BOTTLENECKS, "tunekit.adapterhub", "tunekit.data", "tunekit.quantization"},
+    "tunekit.fusion": {*NOUNS, "tunekit.bottleneck"},
+    "tunekit.adapterhub_files": {*NOUNS, "tunekit.delta_format"},
+    "tunekit.adapterhub_head": {*NOUNS, "tunekit.adapterhub_files", "tunekit.delta_format"},
+    "tunekit.adapterhub": {*NOUNS, *BOTTLENECKS, *HUB, "tunekit.delta_format", "tunekit.snapshot"},
+    "tunekit.adapterhub_fusion": {
+        *NOUNS,
+        *BOTTLENECKS,
+        *HUB,
+        "tunekit.delta_format",
+        "tunekit.fusion",
+        "tunekit.snapshot",
+    },
+    "tunekit.adapter_files": {*NOUNS, *BOTTLENECKS, *HUB, "tunekit.delta_format"},
+    "tunekit.adapters": {
+        *NOUNS,
+        *BOTTLENECKS,
+        *HUB,
+        "tunekit.adapter_files",
+        "tunekit.peft_format",
+        "tunekit.snapshot",
+    },
+    "tunekit.methods": {*NOUNS, *FORMATS, *PROMPTS, *ADAPTERS, "tunekit.data", "tunekit.quantization"},
     "tunekit.objectives": {*NOUNS, "tunekit.data", "tunekit.quantization"},
-    "tunekit.attach": {*NOUNS, *FORMATS, *PROMPTS, "tunekit.adapterhub"},
+    "tunekit.attach": {*NOUNS, *FORMATS, *PROMPTS, *ADAPTERS, "tunekit.adapters"},
     "tunekit.scores": NOUNS,
     "tunekit.metrics": {*NOUNS, "tunekit.data", "tunekit.scores"},
     "tunekit.host": NOUNS,

@@ -1,6 +1,6 @@
 """AdapterHub's folders: bottleneck adapters with their heads as the library `adapters` saves them, read and written.
 
-The library names a parameter by the module that holds the adapter and not by ours; `_site_of` and `_owner` go from one
+The library names a parameter by the module that holds the adapter and not by ours; `site_of` and `owner` go from one
 to the other by where the adapter sits.
 """
 
@@ -9,20 +9,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit import delta_format
+from tunekit.adapterhub_files import VERSION, about, copy_into, read_json, read_tensors
+from tunekit.adapterhub_head import head, write_head
 from tunekit.bottleneck_config import BottleneckConfig
 from tunekit.errors import UnreadableError, UnsupportedError, raise_all
 from tunekit.fields import hints
 from tunekit.files import write_json
 from tunekit.finding import Finding, error
 from tunekit.snapshot import prepared
-from tunekit.structure import base_name, head_parameters, task_model
+from tunekit.structure import base_name, task_model
 from tunekit.sublayers import Sublayer
 from tunekit.task import Task
 
@@ -30,12 +31,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-CONFIG, HEAD_CONFIG = "adapter_config.json", "head_config.json"
+CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter.safetensors", "pytorch_adapter.bin")
-HEAD_WEIGHTS = ("model_head.safetensors", "pytorch_model_head.bin")
-VERSION = "adapters.1.3.0"
-"""The library whose format is written."""
-
 MODEL_TYPES = (
     "albert", "bart", "bert", "deberta-v2", "distilbert", "electra", "gpt2", "llama", "mbart", "mistral",
     "roberta", "t5", "xlm-roberta",
@@ -55,8 +52,6 @@ _IGNORED = re.compile(
     r"phm_.*|.*_phm|.*_phm_rule|factorized_.*|shared_.*|learn_phm|hypercomplex_.*|init_weights_seed|architecture|"
     r"inv_adapter_reduction_factor"
 )
-_HEADS = {"classification": "sequence-classification", "multiple_choice": "multiple-choice", "tagging": "token-classification",
-          "question_answering": "question-answering"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +81,7 @@ def read_config(folder: Path) -> Saved:
         UnreadableError: `adapter-corrupted`.
         UnsupportedError: `adapterhub-setting` for an adapter of another kind, naming the setting.
     """
-    data = _json(folder / CONFIG)
+    data = read_json(folder / CONFIG)
     given = data.get("config")
     if not isinstance(given, dict):
         raise UnreadableError(delta_format.corrupted(folder / CONFIG, "`config` is no object"))
@@ -133,55 +128,7 @@ def _unsupported(folder: Path, seen: str, why: str) -> Finding:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise UnreadableError(delta_format.corrupted(path, e)) from None
-    if not isinstance(data, dict):
-        raise UnreadableError(delta_format.corrupted(path, "it is no JSON object"))
-    return data
-
-
-def read_tensors(folder: Path, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """The tensors of the first of these files that is there; a pickle is read as tensors and nothing else.
-
-    Raises:
-        UnreadableError: `adapter-corrupted`, `adapter-pickled` where a pickle holds anything but tensors.
-    """
-    import pickle
-
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = next((folder / n for n in names if (folder / n).is_file()), folder / names[-1])
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            # Of a pickle that torch did not write it warns before it refuses.
-            warnings.simplefilter("ignore")
-            values = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        if "weights_only" in str(e).lower() or "unsupported" in str(e).lower():
-            raise UnreadableError(_pickled(path)) from None
-        raise UnreadableError(delta_format.corrupted(path, e)) from None
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as e:
-        raise UnreadableError(delta_format.corrupted(path, e)) from None
-    if not isinstance(values, dict) or not all(isinstance(v, torch.Tensor) for v in values.values()):
-        raise UnreadableError(_pickled(path))
-    return {str(k): v for k, v in values.items()}
-
-
-def _pickled(path: Path) -> Finding:
-    return error(
-        "adapter-pickled", f"{path}", "it holds more than tensors, and reading that would run code from it",
-        "save it again with `use_safetensors=True`",
-    )  # fmt: skip
-
-
-def load_into(model: nn.Module, folder: Path, task: Task, name: str) -> None:
+def load_into(model: nn.Module, folder: Path, task: Task, name: str, with_head: bool = True) -> None:
     """Fills an adapter that lies on the model, and the head where the saved one is for the same task.
 
     Raises:
@@ -196,17 +143,9 @@ def load_into(model: nn.Module, folder: Path, task: Task, name: str) -> None:
 
     wanted = {n: tuple(own[n].shape) for n in parameters_of(model, name)}
     delta_format.raise_mismatch(folder, {n: tuple(v.shape) for n, v in values.items()}, wanted)
-    values |= _head(model, folder, task)
-    _copy(model, values)
-
-
-def _copy(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
-    import torch
-
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in values.items():
-            own[name].copy_(value)
+    if with_head:
+        values |= head(model, folder, task)
+    copy_into(model, values)
 
 
 def check_base(model: nn.Module, folder: Path, saved: Saved) -> None:
@@ -253,7 +192,7 @@ def _ours(model: nn.Module, folder: Path, tensors: Mapping[str, torch.Tensor], n
     linear = "adapter_down.1" if any(".adapter_down.1." in key for key in tensors) else "adapter_down.0"
     for key, value in tensors.items():
         match = _ADAPTER.match(key)
-        at = _site_of(model, match["path"]) if match else None
+        at = site_of(model, match["path"]) if match else None
         if match is None or at is None:
             raise UnsupportedError(delta_format.wrong_base(folder, f"{key} is not in the model"))
         tail = _tail(match["tail"], linear)
@@ -270,7 +209,7 @@ def _tail(tail: str, linear: str) -> str | None:
     return f"{_TAILS[head]}.{last}" if head in _TAILS else tail
 
 
-def _site_of(model: nn.Module, path: str) -> Sublayer | None:
+def site_of(model: nn.Module, path: str) -> Sublayer | None:
     """The place that AdapterHub's dotted path of an adapter stands for."""
     from tunekit.bottleneck import sites
 
@@ -294,88 +233,6 @@ def _location(model: nn.Module, block: str, rest: str) -> str:
     if "cross" in rest:
         return "cross_attention"
     return "attention" if "attention" in rest else "feed_forward"
-
-
-# ---------------------------------------------------------------------------------------------- heads
-def _head(model: nn.Module, folder: Path, task: Task) -> dict[str, torch.Tensor]:
-    """The saved head under our names; empty where there is none, or one for another task.
-
-    Raises:
-        UnsupportedError: `adapter-wrong-base` where it is for this task and does not fit.
-    """
-    if not task.has_head or not any((folder / n).is_file() for n in HEAD_WEIGHTS):
-        return {}
-    data = _json(folder / HEAD_CONFIG) if (folder / HEAD_CONFIG).is_file() else {}
-    given = data.get("config")
-    tensors = read_tensors(folder, HEAD_WEIGHTS)
-    wanted = {n: tuple(p.shape) for n, p in model.named_parameters() if n in _head_names(model, task)}
-    if not isinstance(given, dict):
-        if data.get("model_class") != type(task_model(model)).__name__:
-            return {}
-        outside = {n: shape for n, shape in wanted.items() if n in tensors or not n.startswith(f"{base_name(model)}.")}
-        delta_format.raise_mismatch(folder, {n: tuple(v.shape) for n, v in tensors.items()}, outside)
-        return tensors
-    if _HEADS.get(str(given.get("head_type"))) != task.name:
-        return {}
-    return _flexible(folder, model, given, tensors, wanted)
-
-
-def _head_names(model: nn.Module, task: Task) -> frozenset[str]:
-    return head_parameters(model, task)
-
-
-def _flexible(
-    folder: Path,
-    model: nn.Module,
-    given: Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-    wanted: Mapping[str, Any],
-) -> dict[str, torch.Tensor]:
-    """The head of an `...AdapterModel`, whose layers are numbered, where ours has the same layers."""
-    pairs = sorted(tensors.items(), key=lambda kv: [int(x) if x.isdecimal() else 0 for x in kv[0].split(".")])
-    theirs = [v for _, v in pairs]
-    names = list(wanted)
-    if given.get("use_pooler") or len(theirs) < len(names):
-        names = names[len(names) - len(theirs) :]
-    order = sorted(theirs, key=lambda v: -v.ndim)
-    fits = len(names) == len(theirs) and sorted(tuple(v.shape) for v in order) == sorted(wanted[n] for n in names)
-    if fits and len(names) > 2 and not _same_activation(model, given):
-        fits = False
-    if not fits:
-        raise UnsupportedError(
-            delta_format.wrong_base(
-                folder,
-                "the layers of its head are not those of the model's; remove the head's files to load the adapter alone",
-            )
-        )
-    by_layer: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in pairs:
-        layer, _, kind = key.rpartition(".")
-        by_layer.setdefault(layer, {})[kind] = value
-    ours: dict[str, list[str]] = {}
-    for name in names:
-        ours.setdefault(name.rpartition(".")[0], []).append(name)
-    result = {}
-    for (_, values), (_, own) in zip(by_layer.items(), ours.items(), strict=True):
-        for name in own:
-            result[name] = values[name.rpartition(".")[2]]
-    delta_format.raise_mismatch(folder, {n: tuple(v.shape) for n, v in result.items()}, {n: wanted[n] for n in names})
-    return result
-
-
-def _same_activation(model: nn.Module, given: Mapping[str, Any]) -> bool:
-    """Whether the activation between the two layers of a head is the model's, read off its own code."""
-    import inspect
-
-    name = str(given.get("activation_function"))
-    top = task_model(model)
-    modules = [
-        m
-        for n, m in top.named_modules()
-        if "pooler" in n.lower() or n in ("classifier", "classification_head", "score")
-    ]
-    code = "".join(inspect.getsource(type(m)) for m in [*modules, top] if "transformers" in type(m).__module__)
-    return name.lower() in code.lower()
 
 
 # ---------------------------------------------------------------------------------------------- writing
@@ -410,37 +267,18 @@ def write(model: nn.Module, folder: str | Path, name: str = "default") -> Path:
     tensors = {}
     for site in sites(model):
         if name in site.adapters:
-            path = f"{_owner(model, site.at)}.adapters.{name}"
+            path = f"{owner(model, site.at)}.adapters.{name}"
             tensors |= {f"{path}.{tail}": value for tail, value in _theirs(site.adapters[name])}
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(tensors, folder / WEIGHTS[-1])
     if config.residual_before_ln == "post_add" and all(site.norm is None for site in sites(model)):
         # Without a norm in between the two are the same, and the library knows one of them.
         config = dataclasses.replace(config, residual_before_ln=False)
-    write_json(folder / CONFIG, {**_about(top), "name": name, "config": _config_values(config)})
+    write_json(folder / CONFIG, {**about(top), "name": name, "config": _config_values(config)})
     what = prepared(model)
     if what is not None and what.task.has_head:
-        own = dict(model.named_parameters())
-        names = [n for n in own if n in head_parameters(model, what.task)]
-        torch.save({n: own[n].detach().cpu().contiguous() for n in names}, folder / HEAD_WEIGHTS[-1])
-        head = {
-            "config": None,
-            "name": None,
-            "num_labels": top.config.num_labels,
-            "label2id": dict(top.config.label2id),
-        }
-        write_json(folder / HEAD_CONFIG, {**_about(top), **head})
+        write_head(model, folder, what.task)
     return folder
-
-
-def _about(top: Any) -> dict[str, Any]:
-    return {
-        "model_type": top.config.model_type,
-        "hidden_size": getattr(top.config, "hidden_size", None),
-        "model_name": getattr(top, "name_or_path", "") or None,
-        "model_class": type(top).__name__,
-        "version": VERSION,
-    }
 
 
 def _config_values(config: BottleneckConfig) -> dict[str, Any]:
@@ -464,7 +302,7 @@ def _theirs(adapter: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield {"up": f"adapter_up.{last}", "norm_after": f"adapter_norm_after.{last}"}.get(head, name), value
 
 
-def _owner(model: nn.Module, at: Sublayer) -> str:
+def owner(model: nn.Module, at: Sublayer) -> str:
     """The dotted name of the module that holds the adapters of a place in the library."""
     from tunekit.structure import is_linear
 

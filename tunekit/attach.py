@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunekit import adapterhub, delta_format, peft_format
+from tunekit import adapterhub, adapterhub_fusion, delta_format, peft_format
 from tunekit.contracts import Method
 from tunekit.discovery import everything, find
 from tunekit.errors import InvalidError, MissingError, UnsupportedError, raise_all
@@ -254,6 +254,8 @@ def _load_own(base: nn.Module, path: Path, task: Task, kind: str) -> nn.Module:
         method = find("method", "full")()
     elif kind == "adapterhub":
         method = find("method", "bottleneck-adapter").of_config(adapterhub.read_config(path).config)
+    elif kind == "adapterhub-fusion":
+        method = find("method", "adapter-fusion").of_setup(path)
     else:
         delta_format.check_base(path, base)
         saved = delta_format.read_config(path)["method"]
@@ -267,13 +269,15 @@ def _load_own(base: nn.Module, path: Path, task: Task, kind: str) -> nn.Module:
 
 
 def _kind(folder: Path) -> str:
-    """`tunekit`, `adapterhub`, `peft` or `model` by the files that a folder holds; ours may hold PEFT's beside it.
+    """`tunekit`, `adapterhub`, `adapterhub-fusion`, `peft` or `model` by the files that a folder holds; ours may hold PEFT's beside it.
 
     Raises:
         MissingError: `adapter-missing`.
     """
     if (folder / delta_format.CONFIG).is_file():
         return "tunekit"
+    if adapterhub_fusion.holds(folder):
+        return "adapterhub-fusion"
     if adapterhub.holds(folder):
         return "adapterhub"
     if (folder / peft_format.CONFIG).is_file():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -217,10 +217,32 @@ def put_adapter(model: nn.Module, name: str, config: BottleneckConfig) -> int:
     return count
 
 
+def remove_adapter(model: nn.Module, name: str) -> None:
+    """Takes an adapter off every place."""
+    for site in sites(model):
+        if name in site.adapters:
+            del site.adapters[name]
+
+
+@torch.no_grad()
+def set_sum(model: nn.Module, name: str, parts: Sequence[str], weights: Sequence[float]) -> None:
+    """Sets an adapter to the weighted sum of others of the same settings."""
+    for site in sites(model):
+        if name in site.adapters:
+            terms = [dict(site.adapters[part].named_parameters()) for part in parts]
+            for key, p in site.adapters[name].named_parameters():
+                p.copy_(sum(w * term[key] for w, term in zip(weights, terms, strict=True)))
+
+
 def activate(model: nn.Module, *names: str) -> None:
     """Makes these adapters active, one after the other, and no others."""
     for site in sites(model):
         site.active = names
+
+
+def last_active(model: nn.Module) -> str:
+    """The adapter that acts last, which is the one that learns."""
+    return next((site.active[-1] for site in sites(model) if site.active), DEFAULT)
 
 
 def config_of(model: nn.Module, name: str) -> BottleneckConfig:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from tunekit import adapterhub, delta_format
+from tunekit import adapter_files, delta_format
 from tunekit.bottleneck_config import BottleneckConfig, Initialisation, Residual, Scaling
 from tunekit.contracts import Family, Method, Objective, Recipe
 from tunekit.finding import Finding
@@ -187,16 +187,17 @@ class BottleneckAdapter(Method):
         return shared.let_learn(model, heads | bottleneck.parameters_of(model, bottleneck.DEFAULT))
 
     def save(self, model: nn.Module, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Our own format: the adapter and the head."""
-        delta_format.save(model, folder, self, self.trainable_names(model), state_dict)
+        """Our own format: the active adapter (of several, the last) and the head."""
+        from tunekit import bottleneck
+
+        method = self.of_config(bottleneck.config_of(model, bottleneck.last_active(model)))
+        method = self if method.config == self.config else method
+        delta_format.save(model, folder, method, self.trainable_names(model), state_dict)
 
     def load(self, model: nn.Module, folder: Path, task: Task) -> nn.Module:
         """Puts a saved adapter and its head on a fresh base; reads AdapterHub's folders too."""
-        model = self.apply(model, task)
-        if adapterhub.holds(folder):
-            from tunekit import bottleneck
+        from tunekit import bottleneck
 
-            adapterhub.load_into(model, folder, task, bottleneck.DEFAULT)
-            return model
-        delta_format.load_into(model, folder, self.trainable_names(model))
+        model = self.apply(model, task)
+        adapter_files.fill(model, folder, bottleneck.DEFAULT, task)
         return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,10 +90,14 @@ def fit_length(model: ModelFacts) -> int:
     from tunekit.advisor.simulate import estimate_memory
 
     row = next(r for r in rows() if r["experiment"] == FITTED_ON)
-    target = float(row["mem_reserved_max_GiB"]) * GIB
-    return min(
-        range(650, 769, 2),
-        key=lambda length: abs(
-            estimate_memory(plan(row, length), L40S, None, "peft-benchmark", model).reserved_bytes - target
-        ),
-    )
+
+    def excess(length: int) -> float:
+        return estimate_memory(plan(row, length), L40S, None, "peft-benchmark", model).reserved_bytes - reserved(row)
+
+    above = bisect_left(range(650, 769), 0, key=excess) + 650
+    return min((above - 1, above), key=lambda length: abs(excess(length)))
+
+
+def reserved(row: Mapping[str, str]) -> float:
+    """Bytes that were measured."""
+    return float(row["mem_reserved_max_GiB"]) * GIB

@@ -8,8 +8,10 @@ smallest free block that is large enough is taken and split; neighbours are join
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tunekit.advisor.simulate.loop import BETWEEN
 from tunekit.advisor.simulate.trace import PARTS
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ _SMALL_SEGMENT = 2 * MIB
 _LARGE_SEGMENT = 20 * MIB
 _MIN_LARGE = 10 * MIB
 _ROUND_LARGE = 2 * MIB
+_WEIGHTS, _OPTIMIZER = PARTS.index("weights"), PARTS.index("optimizer")
 
 
 class _Block:
@@ -144,7 +147,8 @@ class CachingAllocator:
 def replay(allocator: CachingAllocator, timeline: Timeline, steps: int = 2, preloads: bool = False) -> None:
     """Runs a recorded step several times; what lives before the step is allocated once, as a run does it.
 
-    What the step frees of it (the batch, the last outputs) is taken anew before the next one.
+    Optimizer states are made by the first update. What the step frees of what lived before it (the batch, the last outputs)
+    is taken anew before the next one. The cache is emptied where the record says so.
 
     Args:
         allocator: Takes the events.
@@ -152,27 +156,43 @@ def replay(allocator: CachingAllocator, timeline: Timeline, steps: int = 2, prel
         steps: How often it is run.
         preloads: Whether the weights are loaded straight onto the device, into one block taken for all of them.
     """
-    sizes, events = timeline.sizes.tolist(), timeline.events.tolist()
+    sizes, events, parts = timeline.sizes.tolist(), timeline.events.tolist(), timeline.parts.tolist()
     start = _end_of_start(timeline)
+    states = [e for e in events[:start] if parts[e] == _OPTIMIZER]
     if preloads:
-        weights = PARTS.index("weights")
-        allocator.preload(sum(sizes[e] for e in events[:start] if timeline.parts[e] == weights and sizes[e] > _SMALL))
+        allocator.preload(sum(sizes[e] for e in events[:start] if parts[e] == _WEIGHTS and sizes[e] > _SMALL))
     for event in events[:start]:
-        allocator.allocate(event, sizes[event])
+        if parts[event] != _OPTIMIZER:
+            allocator.allocate(event, sizes[event])
     for _ in range(steps):
         born = set()
-        for event in events[start:]:
-            if event >= 0:
-                allocator.allocate(event, sizes[event])
-                born.add(event)
-            else:
-                allocator.free(~event)
-                born.discard(~event)
+        for moment, at, end in _stretches(timeline, start):
+            if moment == BETWEEN:
+                allocator.empty_cache()
+            elif moment == "optimizer":
+                for state in states:
+                    allocator.allocate(state, sizes[state])
+                states = []
+            for event in events[at:end]:
+                if event >= 0:
+                    allocator.allocate(event, sizes[event])
+                    born.add(event)
+                else:
+                    allocator.free(~event)
+                    born.discard(~event)
         for name in born:
             allocator.free(name)
         for event in events[:start]:
             if event not in allocator:
                 allocator.allocate(event, sizes[event])
+
+
+def _stretches(timeline: Timeline, start: int) -> Iterator[tuple[str, int, int]]:
+    """(moment, index of its first event, end) of each moment of the step itself."""
+    ends = [*(at for at, _ in timeline.moments[1:]), len(timeline.events)]
+    for (at, moment), end in zip(timeline.moments, ends, strict=True):
+        if at >= start:
+            yield moment, at, end
 
 
 def _end_of_start(timeline: Timeline) -> int:

@@ -147,10 +147,15 @@ def _spread(hardware: Hardware, shape: Shape) -> tuple[float, float]:
 def _traced_memory(
     plan: Plan, hardware: Hardware, data: DataFacts | None, loop: Loop, model: ModelFacts, shape: Shape
 ) -> MemoryEstimate:
+    from tunekit.advisor.simulate.batches import before_evaluation
+
     held = _held(plan, hardware, data, loop, model, shape)
     recorded, share, top, allocated = held.recorded, held.share, held.top, held.allocated_bytes
     cuda = hardware.device == "cuda"
     reserved = _reserved(share.timeline, held.fixed, plan, loop) if cuda else int(allocated * _HEAP_SHARE)
+    if loop == "peft-benchmark":
+        evaluated = _recorded(plan, hardware, data, "peft-evaluation", model, before_evaluation(shape))
+        reserved = max(reserved, _reserved(evaluated.timeline, held.fixed, plan, loop))
     device = _device_bytes(hardware, reserved)
     low, high = _spread(hardware, shape)
     return MemoryEstimate(
@@ -201,13 +206,14 @@ def _recorded(
 def _reserved(timeline: Any, fixed: Mapping[str, int], plan: Plan, loop: Loop) -> int:
     """What PyTorch's allocator holds after two such steps.
 
-    PEFT's benchmark empties the cache before each window's first and longest batch, so that one step decides. It loads
-    the weights straight onto the device, as every quantised base is loaded.
+    PEFT's benchmark empties the cache before each window's first and longest batch, so that one step decides; the batch before
+    is part of the record. It loads the weights straight onto the device, as every quantised base is loaded.
     """
     from tunekit.advisor.simulate.allocator import CachingAllocator, replay
 
     allocator = CachingAllocator()
-    for name, size in enumerate(fixed.values(), start=1):
+    pieces = [n for part, size in fixed.items() for n in ((size // 2, size // 2) if part == "workspace" else (size,))]
+    for name, size in enumerate(pieces, start=1):
         allocator.allocate(-name, size)
     benchmark = loop == "peft-benchmark"
     replay(allocator, timeline, steps=1 if benchmark else 2, preloads=benchmark or plan.quantization is not None)
@@ -241,9 +247,12 @@ def _ops(
     """The ops of a step at the average padded length: those of the longest one, which were recorded for the memory, scaled.
 
     Products and elementwise work are a straight line in the length, attention is its square; what depends on neither
-    rows nor length (weights that are read, the optimizer) stays.
+    rows nor length (weights that are read, the optimizer) stays. Virtual tokens stay too, so that a step with a prompt is
+    recorded at the average length itself; so is one of PEFT's benchmark, which may have one.
     """
     longest, typical = shapes.longest, shapes.typical
+    if loop == "peft-benchmark" or (plan.method.family == "prompts" and typical != longest):
+        return _recorded(plan, hardware, data, loop, model, typical, accumulates).timeline.ops
     ratio = (typical.length + typical.target_length) / (longest.length + longest.target_length)
     ops = _recorded(plan, hardware, data, loop, model, longest, accumulates).timeline.ops
     return [(m, _scaled(c, ratio) if m in _PER_ROW else c, n) for m, c, n in ops]

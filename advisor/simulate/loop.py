@@ -17,7 +17,10 @@ from tunekit.advisor.simulate.trace import Block, Recorder, Trace
 from tunekit.contracts import Objective
 from tunekit.task import Task
 
-Loop = Literal["trainer", "peft-benchmark"]
+Loop = Literal["trainer", "peft-benchmark", "peft-evaluation"]
+"""Whose step it is: HF Trainer's, that of PEFT's published runs, and the latter with an evaluation after it."""
+BETWEEN = "between"
+"""The moment at which PEFT's benchmark has emptied the allocator's cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -295,22 +298,58 @@ def _peft_benchmark(
 ) -> None:
     """PEFT's `method_comparison/MetaMathQA/run.py`: the last outputs live until new ones exist, gradients until then too.
 
-    The key-value cache is not turned off there, and `zero_grad` comes before the forward pass.
+    The key-value cache is not turned off there, and `zero_grad` comes before the forward pass. A window's last and shortest
+    batch comes first: between it and the next window's longest one the allocator's cache is emptied.
     """
-    before = Shape(batch=shape.batch, length=shape.previous_length or shape.length, padded=shape.padded)
-    with torch.no_grad(), Recorder(step.device, shape.padded, device == "meta"):
-        outputs = model(**make_batch(task, model, before, device))
-    loss = outputs.loss
-    recorder.own([t for t in outputs.values() if isinstance(t, torch.Tensor)], "logits")
-    _own_cache(recorder, outputs, len(stacks) - 1)
-    batch = make_batch(task, model, shape, device)
-    recorder.own(batch.values(), "activations")
     with recorder:
+        _peft_steps(recorder, model, stacks, task, shape, step, optimizer, device)
+
+
+def _peft_steps(
+    recorder: Recorder, model: nn.Module, stacks: Any, task: Task, shape: Shape, step: Step, optimizer: Any, device: str
+) -> Any:
+    """The two steps; returns what is still alive after them."""
+    before = Shape(batch=shape.batch, length=shape.previous_length or shape.length, padded=shape.padded)
+    for taken, moment in ((before, "start"), (shape, BETWEEN)):
+        recorder.counts_ops, recorder.moment = taken is shape, moment
+        batch = make_batch(task, model, taken, device)
+        recorder.own(batch.values(), "activations")
+        model.zero_grad()
         recorder.moment = "forward"
         outputs = model(**batch)
         loss = outputs.loss
         _backward_and_update(recorder, model, stacks, step, optimizer, loss)
+        recorder.mark([t for t in outputs.values() if isinstance(t, torch.Tensor)], "logits")
+        recorder.mark(_cache_tensors(outputs), "activations")
         recorder.moment = "end"
+    return batch, outputs, loss
+
+
+_EVALUATED_ROWS, _EVALUATED_TOKENS = 50, 160
+"""Rows of a batch of PEFT's evaluation (`batch_size_eval`) and about the tokens of the longest question in one."""
+
+
+def _peft_evaluation(
+    recorder: Recorder,
+    model: nn.Module,
+    stacks: Any,
+    task: Task,
+    shape: Shape,
+    step: Step,
+    objective: Objective | None,
+    optimizer: Any,
+    device: str,
+) -> None:
+    """As `_peft_benchmark`, and then the first pass of generating answers: the outputs of the step are still alive."""
+    with recorder:
+        held = _peft_steps(recorder, model, stacks, task, shape, step, optimizer, device)
+        model.eval()
+        recorder.counts_ops, recorder.moment = False, "evaluation"
+        batch = make_batch(task, model, Shape(batch=_EVALUATED_ROWS, length=_EVALUATED_TOKENS), device)
+        recorder.own(batch.values(), "activations")
+        with torch.no_grad():
+            answers = model(**{k: v for k, v in batch.items() if k != "labels"}, logits_to_keep=1)
+        del answers, held
 
 
 def _backward_and_update(
@@ -332,15 +371,10 @@ def _backward_and_update(
         recorder.add_cost(cost)
 
 
-_LOOPS = {"trainer": _trainer, "peft-benchmark": _peft_benchmark}
+_LOOPS = {"trainer": _trainer, "peft-benchmark": _peft_benchmark, "peft-evaluation": _peft_evaluation}
 
 
-def _cache_tensors(outputs: Any) -> list[list[torch.Tensor]]:
-    """Tensors of the key-value cache that a model returned, by layer."""
+def _cache_tensors(outputs: Any) -> list[torch.Tensor]:
+    """Tensors of the key-value cache that a model returned."""
     layers = getattr(outputs.get("past_key_values"), "layers", None) or []
-    return [[t for t in vars(layer).values() if isinstance(t, torch.Tensor)] for layer in layers]
-
-
-def _own_cache(recorder: Recorder, outputs: Any, stack: int) -> None:
-    for layer, tensors in enumerate(_cache_tensors(outputs)):
-        recorder.own(tensors, "activations", (stack, layer))
+    return [t for layer in layers for t in vars(layer).values() if isinstance(t, torch.Tensor)]

@@ -99,6 +99,8 @@ class Recorder(TorchDispatchMode):
         self._ignored: set[int] = set()
         self._closed = False
         self.moment = "start"
+        self.counts_ops = True
+        """Whether what is done counts as work of the step; off while a step before it is taken."""
 
     # ------------------------------------------------------------------ what the loop tells it
     def own(self, tensors: Iterable[torch.Tensor], part: str, block: Block | None = None) -> None:
@@ -143,7 +145,8 @@ class Recorder(TorchDispatchMode):
 
     def add_cost(self, cost: Cost) -> None:
         """Counts an op that no mode can see."""
-        self._enter_segment(None).ops[cost] += 1
+        if self.counts_ops:
+            self._enter_segment(None).ops[cost] += 1
 
     def close(self) -> Trace:
         """The finished record."""
@@ -239,9 +242,11 @@ class Recorder(TorchDispatchMode):
             out, cost, scratch = answer(func, args, kwargs, self._device, self._padded)
             if self.moment == "forward":
                 kernels.follow_truth(func, args, out)
-            if cost is not None and args and isinstance(args[0], list | tuple) and self.moment == "optimizer":
+            if cost is None or not self.counts_ops:
+                pass
+            elif args and isinstance(args[0], list | tuple) and self.moment == "optimizer":
                 self._share_out(cost, args[0])
-            elif cost is not None:
+            else:
                 segment.ops[cost] += 1
             if scratch:
                 segment.events.append(~self._born(scratch))

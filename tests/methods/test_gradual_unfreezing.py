@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +289,54 @@ def test_where_gradients_must_be_computed_they_are_dropped_before_the_step(tmp_p
         found.append((watch.moved, watch.stepped, {n: p.detach() for n, p in model.named_parameters()}))
     assert found[0][:2] == found[1][:2]
     assert all(torch.equal(p, found[1][2][n]) for n, p in found[0][2].items())
+
+
+SCRIPT = """
+import os
+import sys
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, TrainingArguments, set_seed
+from tunekit.callbacks.gradual_unfreezing import GradualUnfreezing
+from tunekit.mixin import TunekitTrainer
+set_seed(0)
+model = BertForSequenceClassification(BertConfig(hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+    intermediate_size=32, vocab_size=100, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+draw = torch.Generator().manual_seed(1)
+rows = [{"input_ids": torch.randint(3, 100, (8,), generator=draw), "labels": i % 2} for i in range(32)]
+args = TrainingArguments(sys.argv[1], max_steps=12, per_device_train_batch_size=int(sys.argv[2]), learning_rate=0.1, weight_decay=0.1,
+    optim="sgd", max_grad_norm=0, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no", ddp_find_unused_parameters=False,
+    ddp_backend="gloo" if "RANK" in os.environ else None, lr_scheduler_type="constant")
+start = {n: p.detach().clone() for n, p in model.named_parameters()}
+TunekitTrainer(model, args, train_dataset=rows, callbacks=[GradualUnfreezing(every=4, unit="steps")]).train()
+if args.process_index == 0:
+    torch.save({"world": args.world_size, "start": start, "end": model.state_dict()}, sys.argv[1] + "/end.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_end_where_one_process_does(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    found = []
+    for ranks, batch in ((1, 8), (2, 4)):
+        out = tmp_path / f"out-{ranks}"
+        out.mkdir()
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if ranks > 1 else []
+        command = [sys.executable, *start, str(script), str(out), str(batch)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=env)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(torch.load(out / "end.pt", weights_only=True))
+        assert found[-1]["world"] == ranks
+    one, two = found
+    waiting = [n for n in one["start"] if level_of(n) > 2]
+    assert waiting
+    assert all(torch.equal(two["end"][n], two["start"][n]) for n in waiting)
+    # Plain SGD: AdamW would make a whole step of a gradient that is nothing but rounding.
+    assert max(float((two["end"][n] - p).abs().max()) for n, p in one["end"].items()) <= 1e-5
+    moved = [n for n in one["start"] if level_of(n) <= 2 and not torch.equal(two["end"][n], two["start"][n])]
+    assert {level_of(n) for n in moved} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("sharding", ["zero1", "zero2", "zero3", "fsdp", "fsdp-hybrid"])

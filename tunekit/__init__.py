@@ -45,14 +45,20 @@ _WHERE = {
     "TrainerMixin": "tunekit.mixin",
     "TunekitError": "tunekit.errors",
     "Workload": "tunekit.workload",
+    "active_adapters": "tunekit.adapters",
+    "adapter_names": "tunekit.adapters",
+    "add_adapter": "tunekit.adapters",
+    "add_weighted_adapter": "tunekit.adapters",
     "advise": "tunekit.assemble",
     "collator": "tunekit.assemble",
+    "delete_adapter": "tunekit.adapters",
     "estimate_memory": "tunekit.assemble",
     "estimate_time": "tunekit.assemble",
     "load": "tunekit.attach",
     "optimizer": "tunekit.assemble",
     "prepare": "tunekit.attach",
     "run": "tunekit.assemble",
+    "set_adapter": "tunekit.adapters",
     "trainer": "tunekit.assemble",
     "unload": "tunekit.attach",
 }
@@ -80,6 +86,14 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from tunekit import callbacks, methods, objectives
+    from tunekit.adapters import (
+        active_adapters,
+        adapter_names,
+        add_adapter,
+        add_weighted_adapter,
+        delete_adapter,
+        set_adapter,
+    )
     from tunekit.advice import Advice
     from tunekit.assemble import (
         advise,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit import adapterhub, adapterhub_fusion, delta_format, peft_format
+from tunekit.adapters import add_adapter
 from tunekit.contracts import Method
 from tunekit.discovery import everything, find
 from tunekit.errors import InvalidError, MissingError, UnsupportedError, raise_all
@@ -188,8 +189,8 @@ def load(base_model: nn.Module, *folders: str | Path, task: Task | str | None = 
 
     Args:
         base_model: The model that it was trained on, with as many labels. Untouched when this raises.
-        *folders: One folder; or several of PEFT's adapters, of which the first is active and the others are known by
-            their folders' names.
+        *folders: One folder; or several of PEFT's or of bottleneck adapters, of which the first is active (as `default`)
+            and the others are known by their folders' names; see `tunekit.set_adapter`.
         task: For folders that do not say; None: by the class of the model.
 
     Raises:
@@ -208,18 +209,28 @@ def load(base_model: nn.Module, *folders: str | Path, task: Task | str | None = 
     """
     paths = [Path(f) for f in folders]
     kinds = {_kind(p) for p in paths}
-    if len(paths) != 1 and kinds != {"peft"}:
+    if len(paths) != 1 and not (kinds == {"peft"} or (kinds and kinds <= {"tunekit", "adapterhub"})):
         raise UnsupportedError(
             error(
                 "adapters-several",
                 f"{len(paths)} folders",
-                "only PEFT's adapters can be attached together",
+                "only PEFT's adapters, or bottleneck adapters, can be attached together",
                 "load one folder",
             )
         )
-    task = Task.named(task) if isinstance(task, str) else task or _saved_task(base_model, paths[0], *kinds)
+    kind = _kind(paths[0])
+    task = Task.named(task) if isinstance(task, str) else task or _saved_task(base_model, paths[0], kind)
     raise_all(_faults(base_model, task), UnsupportedError)
-    return _load_peft(base_model, paths, task) if kinds == {"peft"} else _load_own(base_model, paths[0], task, *kinds)
+    if kind == "peft":
+        return _load_peft(base_model, paths, task)
+    model = _load_own(base_model, paths[0], task, kind)
+    try:
+        for path in paths[1:]:
+            add_adapter(model, path.resolve().name, path)
+    except BaseException:
+        unload(model)
+        raise
+    return model
 
 
 def _load_peft(base: nn.Module, paths: list[Path], task: Task) -> nn.Module:

@@ -177,3 +177,20 @@ def test_the_mixin_composes_with_trls_sft_trainer(tiny_decoder: str, tmp_path: P
     trainer.train()
     rates = sorted({round(g["initial_lr"], 6) for g in trainer.optimizer.param_groups})
     assert rates == [0.01, 0.16]
+
+
+def test_what_cannot_work_is_refused_before_weights_or_rows_are_read(tmp_path: Path) -> None:
+    from transformers import AlbertConfig
+
+    # A configuration alone: weights and a tokenizer would be missed if they were looked for.
+    AlbertConfig(
+        hidden_size=16, num_attention_heads=2, intermediate_size=32, embedding_size=8, vocab_size=50, num_hidden_layers=2
+    ).save_pretrained(tmp_path / "albert")  # fmt: skip
+    plan = a_plan(
+        "sequence-classification", str(tmp_path / "albert"), tmp_path / "run", activation_checkpointing=True,
+        method=tunekit.methods.PrefixTuning(num_virtual_tokens=1_000),
+    )  # fmt: skip
+    with pytest.raises(UnsupportedError) as caught:
+        tunekit.trainer(plan, train_dataset=[{"text": "one", "label": 0}])
+    assert {f.code for f in caught.value.findings} >= {"architecture-no-checkpointing"}
+    assert not (tmp_path / "run").exists()

@@ -74,6 +74,8 @@ def trainer(
     task = Task.named(plan.task)
     check_world(plan)
     check_output(plan, overwrite)
+    if model is None:
+        check_supported(plan)
     material = gather(plan, train_dataset, eval_dataset)
     cpu = not torch.cuda.is_available()
     args = training_arguments(
@@ -138,6 +140,29 @@ def check_world(plan: Plan) -> None:
                 "set `sharding: ddp`, or hand the prepared model to a Trainer with your own DeepSpeed or FSDP configuration",
             )
         )
+
+
+def check_supported(plan: Plan) -> None:
+    """Refuses what cannot work with the plan's model, from its configuration: no weights are read.
+
+    Raises:
+        UnsupportedError: what the method or the objective refuses, and `architecture-no-checkpointing`.
+    """
+    from tunekit.advisor.observe.model import model_facts
+
+    facts, task = model_facts(plan.model, plan.revision), Task.named(plan.task)
+    refused = [
+        plan.method.supports(facts, task, plan.objective, plan.quantization, plan.sharding),
+        plan.objective.supports(facts, task) if plan.objective is not None else None,
+    ]
+    if plan.activation_checkpointing and not facts.can_checkpoint:
+        refused.append(
+            error(
+                "architecture-no-checkpointing", f"`activation_checkpointing: true` with a `{facts.model_type}` model",
+                "transformers has none for this architecture", "set `activation_checkpointing: false`",
+            )
+        )  # fmt: skip
+    raise_all([finding for finding in refused if finding is not None], UnsupportedError)
 
 
 def check_output(plan: Plan, overwrite: bool = False) -> None:

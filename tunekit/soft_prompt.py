@@ -202,9 +202,20 @@ def is_seq2seq(model: nn.Module) -> bool:
 
 
 def stack_of(model: nn.Module) -> nn.Module:
-    """The module whose input gets the prompt: the pretrained base, or its encoder."""
+    """The module whose input gets the prompt: the pretrained base, its encoder, or what it is a mere shell of."""
     base: Any = base_model(model)
-    return base.get_encoder() if is_seq2seq(model) else base
+    if is_seq2seq(model):
+        return base.get_encoder()
+    while len(base._modules) == 1 and not _embeds(base):
+        base = next(iter(base._modules.values()))
+    return base
+
+
+def _embeds(module: Any) -> bool:
+    try:
+        return module.get_input_embeddings() is not None
+    except (AttributeError, NotImplementedError):
+        return False
 
 
 def place_of(model: nn.Module) -> int:

@@ -324,6 +324,32 @@ def test_a_cache_that_lacks_the_prompt_is_refused() -> None:
     assert close(model(input_ids=torch.tensor([[5]]), past_key_values=own).logits[:, -1], both)
 
 
+@pytest.mark.parametrize(("architecture", "is_pefts"), [("bert", True), ("roberta", False), ("bart", True)])
+def test_an_encoder_or_a_decoder_half_that_is_built_to_write_does(
+    architecture: str, is_pefts: bool, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        config = zoo.config(architecture)
+        config.is_decoder = True
+        return AutoModelForCausalLM.from_config(config).eval()
+
+    model = prepare(build(), PromptTuning(num_virtual_tokens=len(WORDS), positions="shifted"), WRITE).eval()
+    set_from_tokens(model, WORDS)
+    row = [7, 8, 9, 10, 11]
+    expected = written(build(), [[*WORDS.tolist(), *row]])
+    assert written(model, [row]) == expected
+    assert written(model, [row], use_cache=False) == expected
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_config.json").exists() == is_pefts
+    if is_pefts:
+        plain, inputs = PeftModel.from_pretrained(build(), str(tmp_path)), unlabelled(WRITE)
+        assert close(zoo.logits(plain, inputs)[:, len(WORDS) :], zoo.logits(model, inputs))
+
+
 # ---------------------------------------------------------------------- PEFT
 def plain_peft(architecture: str, task: Task, folder: Path, kind: str) -> nn.Module:
     """A prompt of PEFT's own making, saved by PEFT, on the model that `zoo.build` gives."""

@@ -24,7 +24,7 @@ def tokens(model: nn.Module, length: int, text: str | None, tokenizer: str | Non
     import torch
 
     if text is None:
-        return torch.randint(base_model(model).get_input_embeddings().num_embeddings, (length,))
+        return torch.randint(base_model(model).config.get_text_config().vocab_size, (length,))
     ids = _encode(tokenizer or getattr(task_model(model), "name_or_path", "") or "", text)
     return torch.tensor((ids * (length // len(ids) + 1))[:length])
 

@@ -127,7 +127,8 @@ def save(method: Any, model: nn.Module, folder: Path, state_dict: Mapping[str, t
     task = Task.named(what["task"])
     if as_peft.reads(model, task) and _stands_as_in_peft(model, prompt.positions):
         as_peft.save(model, folder, task, plain, vectors)
-        return write_json(folder / delta_format.CONFIG, what)
+        write_json(folder / delta_format.CONFIG, what)
+        return None
     head = {n: state[n] for n in names - soft_prompt.learnt_by_prompt(model)}
     learnt = {**head, f"{name}.vectors.weight": vectors}
     return delta_format.save(model, folder, plain, learnt, learnt)

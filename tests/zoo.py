@@ -42,8 +42,18 @@ def methods() -> dict[str, Method]:
     return {slug if i == 1 else f"{slug}-{i}": m for slug, i, m in found}
 
 
-def config(architecture: str) -> PretrainedConfig:
-    """The configuration of a tiny model, without dropout."""
+ENCODERS = ("bert", "roberta", "electra", "albert", "deberta-v2", "distilbert", "modernbert")
+
+
+def config(architecture: str, task: str | None = None) -> PretrainedConfig:
+    """The configuration of a tiny model, without dropout; an encoder that is to write looks back only."""
+    made = _config(architecture)
+    if task == "causal-lm" and architecture in (*ENCODERS, "bart"):
+        made.is_decoder = True
+    return made
+
+
+def _config(architecture: str) -> PretrainedConfig:
     import transformers as t
 
     known: dict[str, Any] = {
@@ -91,11 +101,13 @@ ARCHITECTURES = (
 
 def fits(architecture: str, task: Task) -> bool:
     """Whether transformers has an auto class for the pair, and the architecture was pretrained for it."""
+    return has_auto_class(architecture, task) and not (task.name == "causal-lm" and architecture in (*ENCODERS, "bart"))
+
+
+def has_auto_class(architecture: str, task: Task) -> bool:
+    """Whether transformers builds such a model for the task."""
     import transformers
 
-    encoders = ("bert", "roberta", "electra", "albert", "deberta-v2", "distilbert", "modernbert")
-    if task.name == "causal-lm" and architecture in (*encoders, "bart"):
-        return False
     return type(config(architecture)) in getattr(transformers, task.auto_class)._model_mapping.keys()  # noqa: SIM118
 
 
@@ -104,7 +116,7 @@ def build(architecture: str, task: Task, device: str = "cpu", num_labels: int = 
     import transformers
 
     torch.manual_seed(seed)
-    made = config(architecture)
+    made = config(architecture, task.name)
     made.num_labels = num_labels
     made.problem_type = "single_label_classification" if task.name == "sequence-classification" else None
     with torch.device(device):

@@ -44,8 +44,17 @@ def base_name(model: nn.Module) -> str:
         >>> base_name(BertForTokenClassification(config))
         'bert'
     """
-    prefix = getattr(task_model(model), "base_model_prefix", "")
-    return prefix if prefix and prefix in task_model(model)._modules else ""
+    name = getattr(task_model(model), "base_model_prefix", "")
+    if not name or name not in task_model(model)._modules:
+        return ""
+    base = task_model(model).get_submodule(name)
+    while len(base._modules) == 1 and not base._parameters:
+        # A shell around the one module that does the work, such as the decoder of BART or PEGASUS on its own.
+        inner, base = next((n, m) for n, m in base._modules.items())
+        if base is None:
+            break
+        name = f"{name}.{inner}"
+    return name
 
 
 def base_model(model: nn.Module) -> nn.Module:

@@ -157,3 +157,10 @@ def test_wrappers_are_looked_through() -> None:
 )  # fmt: skip
 def test_a_pooler_that_feeds_the_head_belongs_to_it(architecture: str, task: str, heads: tuple[str, ...]) -> None:
     assert head_modules(zoo.build(architecture, Task.named(task), device="meta"), Task.named(task)) == heads
+
+
+def test_a_shell_around_a_decoder_is_not_its_base() -> None:
+    from tunekit.structure import base_name
+
+    assert base_name(zoo.build("bart", Task.named("causal-lm"))) == "model.decoder"
+    assert base_name(zoo.build("bart", Task.named("seq2seq"))) == "model"

@@ -152,6 +152,10 @@ def test_saved_and_loaded_it_answers_the_same(cell: Cell, tmp_path: Path) -> Non
     learnt, learns = cell.method.trainable_names(model), prepared(again).method.trainable_names(again)
     assert learnt & parameters(again) == learns & parameters(model)
     assert parameters(again) - parameters(model) <= learns
+    # The method that comes back can be put on a fresh base like any other.
+    fresh = prepare(cell.base(), prepared(again).method, cell.task)
+    assert parameters(fresh) == parameters(again)
+    assert prepared(again).method.trainable_names(fresh) == learns
 
 
 def test_what_peft_can_read_answers_the_same_in_plain_peft(cell: Cell, tmp_path: Path) -> None:

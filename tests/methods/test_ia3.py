@@ -161,3 +161,9 @@ def test_targets_by_word_by_end_and_by_pattern() -> None:
     assert names(target_modules=("v_proj",)) == {f"model.layers.{i}.self_attn.v_proj": False for i in range(2)}
     assert len(names(target_modules=r".*\.0\..*(k|v)_proj")) == 2
     assert not any(names(feedforward_modules=()).values())
+
+
+def test_an_end_that_the_head_shares_means_the_layers_outside_it() -> None:
+    model = prepare(zoo.build("bert", CLASSIFY, device="meta"), IA3(target_modules=("dense",)), CLASSIFY)
+    assert len(factors(model)) == 2 * 3
+    assert not any("pooler" in n for n in factors(model))

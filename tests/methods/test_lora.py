@@ -38,6 +38,7 @@ def trained(method: Lora, architecture: str, task: Task) -> nn.Module:
         ("bert", None, 6), ("bert", "all-linear", 6), ("bert", "attention", 4), ("bert", ("query", "value"), 2), ("bert", r".*\.1\..*key", 0.5),
         ("modernbert", None, 4), ("gpt2", None, 4), ("gpt2", "attention", 2), ("llama", None, 7), ("llama", "attention", 4), ("phi3", None, 4),
         ("distilbert", None, 6), ("deberta-v2", "attention", 6),
+        ("bert", ("dense",), 3),
     ],
 )  # fmt: skip
 def test_targets_are_the_linear_layers_of_the_blocks(architecture: str, wanted: Any, per_layer: float) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from tunekit.finding import Finding, error, nearest
-from tunekit.methods._lora_targets import ends_in
+from tunekit.methods._lora_targets import ends_in, outside
 from tunekit.structure import attention_names, blocks, features, linear_names, norm_names
 
 if TYPE_CHECKING:
@@ -98,12 +98,7 @@ def norms(model: nn.Module, heads: Sequence[str]) -> tuple[str, ...]:
         ('transformer.h.0.ln_1', 'transformer.h.0.ln_2', 'transformer.ln_f')
     """
     names = dict.fromkeys(n.rpartition(".")[0] for n in norm_names(model))
-    return tuple(n for n in names if not any(lies_in(n, h) for h in heads))
-
-
-def lies_in(name: str, saved: str) -> bool:
-    """Whether PEFT takes a module to lie in one that is trained whole: in its name, or in the end of one."""
-    return f".{saved}." in f".{name}."
+    return outside(tuple(names), heads)
 
 
 # ---------------------------------------------------------------------------------------------- what is wrong
@@ -118,13 +113,6 @@ def missing(model: nn.Module, slug: str, field: str, wanted: object, names: Iter
         ]
     why = "no module of this model is called so"
     return [error(f"{slug}-target-missing", f"`{field}` {w!r}", why, nearest(w, known)) for w in unmatched]
-
-
-def inside(slug: str, names: Iterable[str], saved: Sequence[str]) -> list[Finding]:
-    """Targets that lie in modules which are trained whole."""
-    why = "the task's head and `modules_to_save` are trained whole"
-    hit = [n for n in names if any(lies_in(n, s) for s in saved)]
-    return [error(f"{slug}-target-head", f"`target_modules` matches {n}", why, "leave it out") for n in hit[:3]]
 
 
 def unknown_modules(model: nn.Module, slug: str, wanted: Sequence[str]) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunekit.finding import Finding, error, nearest
 from tunekit.structure import attention_names, expert_names, features, is_linear, linear_names
@@ -42,6 +42,37 @@ def ends_in(name: str, ends: Iterable[str]) -> bool:
     return any(name == e or name.endswith(f".{e}") for e in ends)
 
 
+def lies_in(name: str, saved: Iterable[str]) -> bool:
+    """PEFT's rule for what is trained whole: a module of one of these names, or one inside it."""
+    return any(f".{s}." in f".{name}." for s in saved)
+
+
+def outside(names: Sequence[str], saved: Sequence[str]) -> tuple[str, ...]:
+    """Those of the targets that are not trained whole anyway, which is what PEFT adapts of them."""
+    return tuple(n for n in names if not lies_in(n, saved))
+
+
+def in_head(
+    slug: str, wanted: str | tuple[str, ...] | None, names: Sequence[str], saved: Sequence[str]
+) -> list[Finding]:
+    """Targets that are found nowhere but inside modules which are trained whole."""
+    why, found = "the task's head and `modules_to_save` are trained whole", []
+    for entry in wanted if isinstance(wanted, tuple) else (wanted,) if names else ():
+        hit = [n for n in names if not isinstance(wanted, tuple) or ends_in(n, [str(entry)])]
+        if hit and not outside(hit, saved):
+            found.append(error(f"{slug}-target-head", f"`target_modules` matches {hit[0]}", why, "leave it out"))
+    return found
+
+
+def own_modules(config: Any) -> tuple[str, ...]:
+    """`modules_to_save` of a PEFT configuration without the heads that its task classes add by themselves."""
+    from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+
+    kind = str(getattr(config.task_type, "value", config.task_type))
+    added = SEQ_CLS_HEAD_NAMES if kind in ("SEQ_CLS", "TOKEN_CLS") else ()
+    return tuple(n for n in config.modules_to_save or () if n not in added)
+
+
 def shortened(model: nn.Module, names: Sequence[str], saved: Sequence[str]) -> list[str]:
     """The same targets as a short list of last parts, where these match nothing else outside the saved modules.
 
@@ -68,11 +99,10 @@ def is_transposed(model: nn.Module, names: Sequence[str]) -> bool:
 def faults(model: nn.Module, lora: Lora, heads: Sequence[str], names: Sequence[str]) -> list[Finding]:
     """Everything about the targets that cannot work on this model."""
     saved = [*heads, *lora.modules_to_save]
-    inside = [n for n in names if any(n == s or n.startswith(f"{s}.") or f".{s}." in f".{n}." for s in saved)]
-    adapted = [n for n in names if n not in inside and is_linear(model.get_submodule(n))]
+    adapted = [n for n in outside(names, saved) if is_linear(model.get_submodule(n))]
     return [
         *_missing(model, lora, names),
-        *_in_head(inside),
+        *in_head("lora", lora.target_modules, names, saved),
         *_kinds(model, lora, names),
         *_ranks(model, lora, adapted),
     ]
@@ -133,12 +163,6 @@ def _missing(model: nn.Module, lora: Lora, names: Sequence[str]) -> list[Finding
                 )
             )
     return found
-
-
-def _in_head(inside: Sequence[str]) -> list[Finding]:
-    """Targets inside modules that are trained whole."""
-    why = "the task's head and `modules_to_save` are trained whole"
-    return [error("lora-target-head", f"`target_modules` matches {n}", why, "leave it out") for n in inside[:3]]
 
 
 def _kinds(model: nn.Module, lora: Lora, names: Sequence[str]) -> list[Finding]:

@@ -12,7 +12,7 @@ from tunekit.contracts import Family, Method, Objective, Recipe
 from tunekit.errors import raise_all
 from tunekit.finding import Finding, error
 from tunekit.methods import _adapted, _recipes
-from tunekit.methods._lora_targets import is_transposed, shortened, targets
+from tunekit.methods._lora_targets import in_head, is_transposed, outside, own_modules, shortened, targets
 from tunekit.structure import head_modules, is_linear
 from tunekit.task import Task
 from tunekit.workload import ModelFacts, Workload
@@ -89,6 +89,7 @@ class IA3(Method):
         saved = [*head_modules(model, task), *self.modules_to_save]
         chosen, inner = self._chosen(model)
         raise_all(self._model_faults(model, chosen, inner, saved))
+        chosen, inner = outside(chosen, saved), outside(inner, saved)
         return peft_format.wrap(model, self._config(model, task, chosen, inner, saved))
 
     def _chosen(self, model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -112,7 +113,7 @@ class IA3(Method):
             *([no_layers] if not chosen and self.target_modules is None else []),
             *_adapted.missing(model, self.slug, "target_modules", _own(self.target_modules), chosen),
             *_adapted.missing(model, self.slug, "feedforward_modules", self.feedforward_modules, inner),
-            *_adapted.inside(self.slug, chosen, saved),
+            *in_head(self.slug, self.target_modules, chosen, saved),
             *_adapted.unknown_modules(model, self.slug, self.modules_to_save),
             *(error("ia3-target-kind", f"`target_modules` matches {n}", f"a {type(model.get_submodule(n)).__name__} is no linear layer", "name the layers inside it") for n in odd[:3]),
             *(error("ia3-feedforward", f"`feedforward_modules` matches {n}", why, fix) for n in loose[:3]),
@@ -160,7 +161,7 @@ class IA3(Method):
         return cls(
             target_modules=_plain(config.target_modules),
             feedforward_modules=_plain(config.feedforward_modules),
-            modules_to_save=tuple(config.modules_to_save or ()),
+            modules_to_save=own_modules(config),
         )
 
 

@@ -12,7 +12,7 @@ from tunekit.contracts import Family, Method, Objective, Recipe
 from tunekit.errors import UnsupportedError, raise_all
 from tunekit.finding import Finding, error
 from tunekit.methods import _adapted, _recipes
-from tunekit.methods._lora_targets import shortened
+from tunekit.methods._lora_targets import own_modules, shortened
 from tunekit.structure import head_modules
 from tunekit.task import Task
 from tunekit.workload import ModelFacts, Workload
@@ -110,4 +110,4 @@ class LayerNormTuning(Method):
         """An `LNTuningConfig` in our terms; which norms it names is in its folder."""
         if str(getattr(config.peft_type, "value", config.peft_type)) != "LN_TUNING":
             return None
-        return cls(modules_to_save=tuple(config.modules_to_save or ()))
+        return cls(modules_to_save=own_modules(config))

@@ -238,6 +238,7 @@ class Lora(Method):
         targets = find_targets.targets(model, self.target_modules)
         raise_all(find_targets.faults(model, self, heads, targets))
         weightless = any(p.device.type == "meta" for p in model.parameters())
+        targets = find_targets.outside(targets, [*heads, *self.modules_to_save])
         config = self._config(model, task, heads, targets, weightless)
         if not self._changes_base or weightless:
             return peft_format.wrap(model, config)
@@ -308,6 +309,7 @@ class Lora(Method):
         if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA" or config.target_modules is None:
             return None
         values = {name: getattr(config, name) for name in hints(cls) if getattr(config, name, None) is not None}
+        values["modules_to_save"] = find_targets.own_modules(config)
         for name in ("target_modules", "target_parameters", "modules_to_save"):
             if isinstance(values.get(name), list | set | tuple):
                 values[name] = tuple(sorted(values[name]))

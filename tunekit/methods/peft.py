@@ -18,7 +18,7 @@ from tunekit.discovery import find
 from tunekit.errors import TunekitError, UnsupportedError, raise_all
 from tunekit.finding import Finding, error, nearest
 from tunekit.methods import _adapted, _recipes
-from tunekit.methods._lora_targets import is_transposed, shortened, targets
+from tunekit.methods._lora_targets import in_head, is_transposed, outside, own_modules, shortened, targets
 from tunekit.structure import bias_names, head_modules, linear_names
 from tunekit.task import Task
 from tunekit.workload import ModelFacts, Workload
@@ -208,6 +208,7 @@ class Peft(Method):
         saved = [*head_modules(model, task), *(self.config.get("modules_to_save") or ())]
         chosen = self._chosen(model, saved)
         raise_all(self._model_faults(model, chosen, saved))
+        chosen = None if chosen is None else outside(chosen, saved)
         weightless = any(p.device.type == "meta" for p in model.parameters())
         try:
             result = peft_format.wrap(model, self._config(model, task, chosen, saved))
@@ -244,7 +245,7 @@ class Peft(Method):
         own = tuple(wanted) if isinstance(wanted, list) else None if wanted == "all-linear" else wanted
         return [
             *_adapted.missing(model, self.slug, "target_modules", own, chosen or ()),
-            *_adapted.inside(self.slug, chosen or (), saved),
+            *in_head(self.slug, own, chosen or (), saved),
             *_adapted.unknown_modules(model, self.slug, tuple(more)),
         ]
 
@@ -291,7 +292,11 @@ class Peft(Method):
     def from_peft(cls, config: Any) -> Method | None:
         """Any configuration but a soft prompt's."""
         try:
-            return cls(config=config)
+            settings = _settings_of(config)
+            if settings.pop("modules_to_save", None) and (more := own_modules(config)):
+                settings["modules_to_save"] = more
+            settings.pop("task_type", None)
+            return cls(config=settings)
         except TunekitError:
             return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from tunekit.advice import Entry
 from tunekit.contracts import Method, Recipe
 from tunekit.discovery import everything, find
 from tunekit.errors import TunekitError, raise_all
-from tunekit.finding import Finding
+from tunekit.finding import Finding, error
 from tunekit.plan import DataSpec, Plan
 from tunekit.workload import Workload
 
@@ -33,7 +34,7 @@ def propose(workload: Workload, methods: Iterable[str] | None = None) -> tuple[t
         methods: Slugs to restrict the candidates to; None compares every method that is installed.
 
     Raises:
-        InvalidError: `method-unknown`, for every unknown slug at once.
+        InvalidError: `method-unknown`, `method-needs-settings`, for every slug at once.
     """
     plans: list[Plan] = []
     refused: list[Entry] = []
@@ -69,10 +70,24 @@ def _classes(methods: Iterable[str] | None) -> list[type[Method]]:
     for slug in dict.fromkeys([methods] if isinstance(methods, str) else methods):
         try:
             found.append(find("method", slug))
+            faults += _needs_settings(found[-1])
         except TunekitError as e:
             faults += e.findings
     raise_all(faults)
     return found
+
+
+def _needs_settings(cls: type[Method]) -> list[Finding]:
+    """Why a method that is asked for by its name alone cannot be proposed."""
+    needed = [
+        f.name for f in dataclasses.fields(cls) if f.init and f.default is f.default_factory is dataclasses.MISSING
+    ]
+    if not needed:
+        return []
+    names = " and ".join(f"`{n}`" for n in needed)
+    seen, why = f"method {cls.slug!r} without settings", f"nobody can guess its {names}"
+    fix = f"write a plan with `method: {{kind: {cls.slug}, {needed[0]}: ...}}` and estimate that"
+    return [error("method-needs-settings", seen, why, fix)]
 
 
 def make_plan(workload: Workload, method: Method) -> Plan:

@@ -421,6 +421,19 @@ def test_a_plan_brings_its_schedule_along(tiny_encoder: str, tmp_path: Path) -> 
     assert [any("layer.0" in n for n in moved) for moved in watch.moved] == [False] * 8 + [True] * 4
 
 
+def test_the_memory_of_a_schedule_is_that_of_its_end(tiny_encoder: str) -> None:
+    import tunekit
+
+    def needs(**values: Any) -> int:
+        plan = Plan(
+            model=tiny_encoder, task="sequence-classification", method=Partial(last_layers=2, **values), max_length=16, learning_rate=1e-3,
+            problem_type="single_label_classification",
+        )  # fmt: skip
+        return tunekit.estimate_memory(plan, "24GB").allocated_bytes
+
+    assert needs(unfreeze_every=1, layer_lr_decay=2.6) == needs()
+
+
 def test_the_whole_schedule_learns(tmp_path: Path) -> None:
     method = Partial(**WHOLE, layer_lr_decay=2.6, unfreeze_every=4, unfreeze_unit="steps")
     made = scheduled(tmp_path, method, num_train_epochs=15)

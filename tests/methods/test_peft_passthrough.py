@@ -210,6 +210,23 @@ def test_what_the_model_cannot_do_is_refused_and_the_model_untouched(config: dic
     assert all(torch.equal(v, before[k]) for k, v in base.state_dict().items())
 
 
+def test_the_advisor_does_not_guess_a_configuration_and_says_so() -> None:
+    from transformers import BertConfig
+
+    import tunekit
+
+    asked = {
+        "task": "sequence-classification",
+        "num_examples": 100,
+        "num_labels": 2,
+        "mean_tokens": 9,
+        "hardware": "24GB",
+    }
+    with pytest.raises(InvalidError, match=r"nobody can guess its `config`") as caught:
+        tunekit.advise(BertConfig(), methods=["peft"], **asked)
+    assert caught.value.codes == ("method-needs-settings",)
+
+
 @pytest.mark.parametrize(("kind", "works"), [("VERA", True), ("LORA", True), ("LOHA", False), ("LN_TUNING", True)])
 def test_a_quantised_base_takes_the_types_that_have_layers_for_it(kind: str, works: bool) -> None:
     facts = facts_of(zoo.build("bert", CLASSIFY, device="meta"))

@@ -79,8 +79,9 @@ def _classes(methods: Iterable[str] | None) -> list[type[Method]]:
 
 def _needs_settings(cls: type[Method]) -> list[Finding]:
     """Why a method that is asked for by its name alone cannot be proposed."""
+    kind: Any = cls
     needed = [
-        f.name for f in dataclasses.fields(cls) if f.init and f.default is f.default_factory is dataclasses.MISSING
+        f.name for f in dataclasses.fields(kind) if f.init and f.default is f.default_factory is dataclasses.MISSING
     ]
     if not needed:
         return []

@@ -153,7 +153,8 @@ def levels(model: nn.Module) -> dict[str, int]:
     """
     top, stacks = task_model(model), blocks(model)
     lowest = sum(len(layers) for _, layers in stacks)
-    of_prefix, below = {}, lowest
+    of_prefix: dict[str, int] = {}
+    below = lowest
     for name, layers in stacks:
         of_prefix |= {f"{name}.{i}.": below - i for i in range(len(layers))}
         below -= len(layers)

@@ -248,10 +248,12 @@ def _ops(
 
     Products and elementwise work are a straight line in the length, attention is its square; what depends on neither
     rows nor length (weights that are read, the optimizer) stays. Virtual tokens stay too, so that a step with a prompt is
-    recorded at the average length itself; so is one of PEFT's benchmark, which may have one.
+    recorded at the average length itself, unless plans are only screened (`accumulates` is then given); so is one of PEFT's
+    benchmark, which may have one.
     """
     longest, typical = shapes.longest, shapes.typical
-    if loop == "peft-benchmark" or (plan.method.family == "prompts" and typical != longest):
+    prompts = plan.method.family == "prompts" and accumulates is None
+    if loop == "peft-benchmark" or (prompts and typical != longest):
         return _recorded(plan, hardware, data, loop, model, typical, accumulates).timeline.ops
     ratio = (typical.length + typical.target_length) / (longest.length + longest.target_length)
     ops = _recorded(plan, hardware, data, loop, model, longest, accumulates).timeline.ops

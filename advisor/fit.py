@@ -159,7 +159,7 @@ def _quickest(workload: Workload, plan: Plan, simulator: Simulator) -> Fitted | 
         return least if least.fits else None
     plain = _some_batches(workload, plan, simulator)
     saving = _checkpointed(workload, plan)
-    if saving is plan or (plain is not None and _good(workload, plain.plan)):
+    if saving is plan or (plain is not None and (_good(workload, plain.plan) or _unbeaten(workload, plain, simulator))):
         return plain
     return _shorter(plain, _some_batches(workload, saving, simulator, to_beat=plain))
 
@@ -174,6 +174,17 @@ def _good(workload: Workload, plan: Plan) -> bool:
     """Whether nothing is computed twice and the device is kept busy: more memory could hardly make it quicker."""
     tokens = plan.per_device_train_batch_size * workload.data.mean_tokens
     return not plan.activation_checkpointing and (plan.gradient_accumulation_steps == 1 or tokens >= _BUSY_TOKENS)
+
+
+_RECOMPUTATION = 1.2
+"""What checkpointing makes of a step's time at least: the forward pass, taken twice, is a third of it or more."""
+
+
+def _unbeaten(workload: Workload, plain: Fitted, simulator: Simulator) -> bool:
+    """Whether checkpointing could not be quicker even with as many rows at a time as one likes."""
+    sizes = [size for size in divisors(_rows(plain.plan)) if size > 1]
+    best = min((simulator.screen(workload, _with_batch(plain.plan, size)).seconds for size in sizes), default=inf)
+    return plain.duration is not None and plain.duration.total_seconds <= _RECOMPUTATION * best
 
 
 def _frugal(plan: Plan) -> bool:

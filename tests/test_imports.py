@@ -73,7 +73,7 @@ ROWS: dict[str, set[str]] = {
     "tunekit.sampler": NOUNS,
     "tunekit.pretrained": {*NOUNS, "tunekit.quantization"},
     "tunekit.material": {*NOUNS, "tunekit.data", "tunekit.pretrained"},
-    "tunekit.preflight": {*NOUNS, "tunekit.data"},
+    "tunekit.preflight": {*NOUNS, "tunekit.data", "tunekit.preflight"},
     "tunekit.report": {*NOUNS, "tunekit.report"},
     "tunekit.advisor": {
         *NOUNS,
@@ -88,7 +88,7 @@ ROWS: dict[str, set[str]] = {
 }
 """A module, or the package it lies in, to what it may import, private modules beside it apart; the longest name counts."""
 
-TOP = ("tunekit.mixin", "tunekit.assemble", "tunekit.cli", "tunekit.demo", "tunekit.__main__")
+TOP = ("tunekit.mixin", "tunekit.assemble", "tunekit.checking", "tunekit.cli", "tunekit.demo", "tunekit.__main__")
 """They may import everything, and nobody else may import them."""
 
 HEAVY = {

@@ -50,6 +50,7 @@ _WHERE = {
     "add_adapter": "tunekit.adapters",
     "add_weighted_adapter": "tunekit.adapters",
     "advise": "tunekit.assemble",
+    "check": "tunekit.checking",
     "collator": "tunekit.assemble",
     "delete_adapter": "tunekit.adapters",
     "estimate_memory": "tunekit.assemble",
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
         trainer,
     )
     from tunekit.attach import load, prepare, unload
+    from tunekit.checking import check
     from tunekit.contracts import Method, Objective
     from tunekit.errors import TunekitError
     from tunekit.estimate import MemoryEstimate, TimeEstimate

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from tunekit.cli.main import app
 
-COMMANDS = ("advise", "estimate", "train", "report", "methods", "explain", "demo")
+COMMANDS = ("advise", "estimate", "check", "train", "report", "methods", "explain", "demo")
 
 
 def call(*args: object) -> Any:
@@ -125,6 +125,15 @@ def test_estimate_says_that_a_plan_changed_by_hand_needs_more(plan: Path) -> Non
     large = as_json("estimate", plan, "--hardware", "24GB", "per_device_train_batch_size=32", "method.r=16")
     assert large["plan"]["method"]["r"] == 16
     assert large["memory"]["allocated_bytes"] > small["memory"]["allocated_bytes"]
+
+
+def test_check_finds_nothing_wrong_with_the_advised_plan_and_a_planted_mistake(plan: Path) -> None:
+    told = as_json("check", plan)
+    assert [f for f in told["findings"] if f["severity"] == "error"] == []
+    refused = CliRunner().invoke(app, ["check", str(plan), "num_processes=2", "sharding=ddp"])
+    assert refused.exit_code == 2
+    assert "[world-size]" in refused.stderr
+    assert not (plan.parent / "runs").exists()
 
 
 def test_train_then_report_from_a_plan_file(plan: Path, tmp_path: Path) -> None:

@@ -1,1 +1,12 @@
-"""tunekit.check: one preflight check a file."""
+"""Preflight: what a training run is about to get wrong, seen before its first step. One concept a file.
+
+A file holds one `Check`; `inspect` runs all of them on a `Subject`, which is read off a Trainer or a callback's arguments.
+"""
+
+from __future__ import annotations
+
+from tunekit.preflight._check import Check, inspect
+from tunekit.preflight._read import of_events, of_trainer
+from tunekit.preflight._subject import Row, Subject
+
+__all__ = ["Check", "Row", "Subject", "inspect", "of_events", "of_trainer"]

@@ -1,0 +1,36 @@
+"""`tunekit check`: what a plan is about to get wrong."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tunekit.cli.session import Answer, AsJson, Verbose, command
+
+
+@command
+def answer(
+    plan: Annotated[str, typer.Argument(help="A plan file.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the plan to change.")
+    ] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> Answer:
+    """Read a plan's model and rows and say what the run would get wrong; nothing is trained or written.
+
+    Exits with 2 where a problem is an error.
+
+    [dim]Example:[/dim] tunekit check plan.yaml per_device_train_batch_size=32
+    """
+    from tunekit.cli.values import read_plan
+
+    read = read_plan(plan, changes or ())
+    import tunekit
+    from tunekit.errors import raise_all
+
+    findings = tunekit.check(read)
+    raise_all(findings)
+    data = {"kind": "tunekit-check", "findings": [f.to_dict() for f in findings]}
+    return Answer(data=data, text=lambda: "\n".join(map(str, findings)) if findings else "nothing found")

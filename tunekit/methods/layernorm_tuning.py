@@ -58,12 +58,17 @@ class LayerNormTuning(Method):
         return None
 
     def recipe(self, workload: Workload) -> Recipe:
-        """LoRA's rate for the model's size: ten times that of full fine-tuning."""
+        """LoRA's rate for the model's size, and five times that for understanding with smaller models."""
+        small = workload.task.has_head and workload.model.num_parameters < 10**9
         return Recipe(
-            learning_rate=_recipes.adapter_rate(workload),
+            learning_rate=(5 if small else 1) * _recipes.adapter_rate(workload),
             num_train_epochs=_recipes.epochs(workload),
             warmup=_recipes.warmup(workload),
-            sources=("PEFT method comparison benchmark", _recipes.TEN_TIMES, _recipes.EPOCHS),
+            sources=(
+                "measured with MiniLM on 770 rows of 20 intents, 290 steps: 0.77 at 1e-3, 0.82 at 5e-3",
+                _recipes.TEN_TIMES,
+                _recipes.EPOCHS,
+            ),
         )
 
     # ------------------------------------------------------------------ on a model

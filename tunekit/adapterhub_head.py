@@ -54,36 +54,33 @@ def _flexible(
     tensors: Mapping[str, torch.Tensor],
     wanted: Mapping[str, Any],
 ) -> dict[str, torch.Tensor]:
-    """The head of an `...AdapterModel`, whose layers are numbered, where ours has the same layers."""
-    pairs = sorted(tensors.items(), key=lambda kv: [int(x) if x.isdecimal() else 0 for x in kv[0].split(".")])
-    theirs = [v for _, v in pairs]
-    names = list(wanted)
-    if given.get("use_pooler") or len(theirs) < len(names):
-        names = names[len(names) - len(theirs) :]
-    order = sorted(theirs, key=lambda v: -v.ndim)
-    fits = len(names) == len(theirs) and sorted(tuple(v.shape) for v in order) == sorted(wanted[n] for n in names)
-    if fits and len(names) > 2 and not _same_activation(model, given):
-        fits = False
-    if not fits:
-        raise UnsupportedError(
-            delta_format.wrong_base(
-                folder,
-                "the layers of its head are not those of the model's; remove the head's files to load the adapter alone",
-            )
-        )
-    by_layer: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in pairs:
-        layer, _, kind = key.rpartition(".")
-        by_layer.setdefault(layer, {})[kind] = value
-    ours: dict[str, list[str]] = {}
-    for name in names:
-        ours.setdefault(name.rpartition(".")[0], []).append(name)
-    result = {}
-    for (_, values), (_, own) in zip(by_layer.items(), ours.items(), strict=True):
-        for name in own:
-            result[name] = values[name.rpartition(".")[2]]
-    delta_format.raise_mismatch(folder, {n: tuple(v.shape) for n, v in result.items()}, {n: wanted[n] for n in names})
+    """The head of an `...AdapterModel`, whose layers are numbered, where ours has the same layers.
+
+    With fewer layers than ours it stands behind the base's own pooler, which is then the base's.
+    """
+    theirs, ours = _layers(tensors), _layers({n: n for n in wanted})
+    ours = ours[len(ours) - len(theirs) :]
+    if len(theirs) != len(ours) or (len(theirs) > 1 and not _same_activation(model, given)):
+        why = "the layers of its head are not those of the model's; without the head's files the adapter loads alone"
+        raise UnsupportedError(delta_format.wrong_base(folder, why))
+    result = {
+        name: values[kind]
+        for own, values in zip(ours, theirs, strict=True)
+        for kind, name in own.items()
+        if kind in values
+    }
+    expected = {name: wanted[name] for own in ours for name in own.values()}
+    delta_format.raise_mismatch(folder, {n: tuple(v.shape) for n, v in result.items()}, expected)
     return result
+
+
+def _layers(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Values by `weight` and `bias`, layer by layer, in the order of their names' numbers."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in sorted(values, key=lambda n: [int(x) for x in n.split(".") if x.isdecimal()]):
+        layer, _, kind = name.rpartition(".")
+        found.setdefault(layer, {})[kind] = values[name]
+    return list(found.values())
 
 
 def _same_activation(model: nn.Module, given: Mapping[str, Any]) -> bool:

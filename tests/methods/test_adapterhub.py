@@ -91,6 +91,19 @@ def test_a_head_for_another_task_is_left_out() -> None:
     assert not close(*(zoo.logits(m, zoo.batch(Task.named("token-classification"))) for m in (model, own)))
 
 
+@pytest.mark.parametrize(("architecture", "kind"), make.FLEXIBLE_CELLS[:2])
+def test_a_head_of_numbered_layers_is_read_where_ours_has_the_same(architecture: str, kind: str) -> None:
+    folder, task = FIXTURES / architecture / f"flexible_{kind}", make.FLEXIBLE[kind]
+    inputs = {k: v for k, v in zoo.batch(Task.named(task)).items() if k in ("input_ids", "attention_mask")}
+    assert close(zoo.logits(load(base(architecture, task), folder), inputs), expected(folder))
+
+
+def test_a_head_with_another_activation_is_refused() -> None:
+    model = base("distilbert", "sequence-classification")
+    with pytest.raises(UnsupportedError, match=r"adapter-wrong-base.*head"):
+        load(model, FIXTURES / "distilbert" / "flexible_classification")
+
+
 def test_safetensors_are_read_where_they_are(tmp_path: Path) -> None:
     folder = copied(tmp_path)
     tensors = torch.load(folder / "pytorch_adapter.bin", weights_only=True)

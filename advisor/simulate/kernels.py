@@ -106,6 +106,9 @@ SUBSTITUTES: dict[Any, Callable[..., Any]] = {
 class Attention(TorchFunctionMode):
     """Sends scaled-dot-product attention to the kernel the device would take; meta tensors only know the formula.
 
+    Sparse tensors, whose gradients meta tensors do not know, become views of one number: as little memory, and a dense
+    gradient behind them as on a device.
+
     Args:
         device: `cpu` or `cuda`.
     """
@@ -115,6 +118,8 @@ class Attention(TorchFunctionMode):
         self._device = device
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.sparse_coo_tensor and len(args) == 3:
+            return args[1].sum().expand(args[2])
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         return _attend(self._device, *args, **(kwargs or {}))

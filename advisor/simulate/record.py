@@ -72,6 +72,10 @@ def skeleton(subject: Subject, depth: Depth) -> tuple[nn.Module, tuple[Stack, ..
     return model, stacks
 
 
+class UntraceableError(Exception):
+    """A step that cannot be taken without values, at any depth."""
+
+
 _families: OrderedDict[Any, Recorded] = OrderedDict()
 
 
@@ -105,6 +109,8 @@ def _nothing_fixed(recorded: Recorded) -> Recorded:
 def _record(subject: Subject, method: Method, objective: Objective | None, shape: Shape, step: Step) -> Recorded:
     try:
         return record_at(subject, method, objective, shape, step, whole=False)
+    except UntraceableError:
+        raise
     except Exception:  # a method that was told the model's depth may fail on a shallow copy in ways of its own
         return record_at(subject, method, objective, shape, step, whole=True)
 
@@ -123,6 +129,8 @@ class Ready:
     """Shapes of the parameters that the method put outside the blocks."""
     of: tuple[Any, ...]
     """What it was made of."""
+    made_up: bool
+    """Whether the method had to be given values when it started."""
 
     def depends_on_depth(self) -> bool:
         """Whether what the method put outside the blocks is another size in a model with fewer blocks."""
@@ -155,20 +163,35 @@ def _ready(subject: Subject, method: Method, step: Step, depth: Depth) -> Ready:
 def _make_ready(subject: Subject, method: Method, described: str, depth: Depth) -> Ready:
     import torch
 
+    from tunekit.advisor.simulate.made_up import Shortcuts
+
+    try:
+        with torch.device("meta"):
+            return _applied(subject, method, described, depth)
+    except Exception:  # what a method may raise that looks at weights when it starts
+        with Shortcuts():
+            return _applied(subject, method, described, depth, made_up=True)
+
+
+def _applied(subject: Subject, method: Method, described: str, depth: Depth, made_up: bool = False) -> Ready:
     from tunekit.advisor.simulate.depth import fresh
+    from tunekit.advisor.simulate.made_up import with_values, without_values
 
     bare, stacks = skeleton(subject, depth)
     base = fresh(bare)
-    originals = frozenset(id(p) for p in base.parameters())
+    if made_up:
+        with_values(base)
+    own = list(base.parameters())
     blocks = [list(_blocks(base, s)) for s in stacks]
     head = output_head(base)
-    shapes = {p.shape for p in base.parameters()}
-    with warnings.catch_warnings(), torch.device("meta"):
+    shapes = {p.shape for p in own}
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = method.apply(base, subject.task)
+    originals = without_values(model, own) if made_up else frozenset(id(p) for p in own)
     return Ready(
         model=model, blocks=blocks, stacks=stacks, head=head, originals=originals,
-        outside=_outside(model, blocks, shapes), of=(subject, method, described),
+        outside=_outside(model, blocks, shapes), of=(subject, method, described), made_up=made_up,
     )  # fmt: skip
 
 
@@ -179,6 +202,7 @@ def record_at(
 
     Raises:
         DepthError: the shallow trace cannot stand for the whole model's.
+        UntraceableError: the step looks at values; the whole model's would too.
     """
     from tunekit.advisor.simulate.depth import DepthError, extend
     from tunekit.advisor.simulate.loop import record_step
@@ -189,9 +213,14 @@ def record_at(
     counts = _count(ready.model, ready.blocks, ready.stacks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trace, assumed = record_step(
-            ready.model, ready.blocks, ready.head, subject.task, shape, step, objective, ready.originals
-        )
+        try:
+            trace, assumed = record_step(
+                ready.model, ready.blocks, ready.head, subject.task, shape, step, objective, ready.originals
+            )
+        except Exception as e:
+            if ready.made_up:
+                raise UntraceableError(f"{type(e).__name__}: {e}") from e
+            raise
     stacks = ready.stacks
     return Recorded(timeline=extend(trace, stacks), assumed=(assumed,) if assumed else (), **counts)
 

@@ -54,7 +54,7 @@ def assert_equal(shallow: Recorded, whole: Recorded) -> None:
     assert peak(shallow.timeline) == peak(whole.timeline)
     assert in_order(shallow) == in_order(whole)
     different = np.flatnonzero(shallow.timeline.sizes != whole.timeline.sizes)
-    assert len(different) <= 1, "all but the list of gradient norms, four bytes a parameter, is the same"
+    assert len(different) <= 2, "all but each step's list of gradient norms, four bytes a parameter, is the same"
     assert whole.timeline.sizes[different].sum() < 4096
     assert work(shallow) == work(whole)
     assert shallow.total_parameters == whole.total_parameters

@@ -1,0 +1,93 @@
+"""Methods that look at weights when they start (at singular values, at where a mask is set): made-up ones for that moment.
+
+The weights of the shallow copy are real then, but each is a window that slides over a few thousand random numbers, so that a
+model of any size takes almost nothing; afterwards only shapes are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+
+def with_values(model: nn.Module) -> None:
+    """Gives the weightless tensors of a model values, in place; tied ones stay tied."""
+    _exchange(model, _made_up)
+
+
+def without_values(model: nn.Module, watched: Iterable[nn.Parameter]) -> frozenset[int]:
+    """Takes the values of a model away again, in place.
+
+    Args:
+        model: Every tensor that it holds turns weightless.
+        watched: Parameters of it.
+
+    Returns:
+        `id`s of what took the place of the watched ones.
+    """
+    made = _exchange(model, lambda t: torch.empty(t.shape, dtype=t.dtype, device="meta"))
+    return frozenset(id(made.get(id(p), p)) for p in watched)
+
+
+def _made_up(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+    if tensor.dim() == 0:
+        return torch.full((), 0.02, dtype=tensor.dtype)
+    numbers = (torch.randn(sum(tensor.shape) + 1) * 0.02).to(tensor.dtype)
+    return numbers.as_strided(tuple(tensor.shape), (1,) * tensor.dim())
+
+
+def _exchange(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> dict[int, Any]:
+    """Changes every parameter, buffer and plainly held tensor once; returns the new ones by the `id` of the old."""
+    made: dict[int, Any] = {}
+    kept: list[torch.Tensor] = []
+
+    def new(t: Any) -> Any:
+        if isinstance(t, tuple | list):
+            return type(t)(new(i) for i in t)
+        if not isinstance(t, torch.Tensor):
+            return t
+        if id(t) not in made:
+            kept.append(t)
+            changed = change(t.detach())
+            made[id(t)] = nn.Parameter(changed, t.requires_grad) if isinstance(t, nn.Parameter) else changed
+        return made[id(t)]
+
+    for module in model.modules():
+        for held in (module._parameters, module._buffers, vars(module)):
+            for name, value in list(held.items()):
+                if isinstance(value, torch.Tensor):
+                    held[name] = new(value)  # type: ignore[index]
+                elif type(value) is dict and not name.startswith("_"):
+                    held[name] = {k: new(v) for k, v in value.items()}  # type: ignore[index]
+    return made
+
+
+class Shortcuts(TorchFunctionMode):
+    """Answers decompositions and large products, which take seconds a weight, with numbers of the right shapes."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        large = any(isinstance(a, torch.Tensor) and a.numel() > _LARGE and not a.is_meta for a in args)
+        if func not in _SLOW or not large:
+            return func(*args, **kwargs)
+        out = func(*[a.to("meta") if isinstance(a, torch.Tensor) else a for a in args], **kwargs)
+        if isinstance(out, torch.Tensor):
+            return _numbers(out)
+        return type(out)([_numbers(o) for o in out])
+
+
+_LARGE = 2**16
+_SLOW = {
+    torch.linalg.svd, torch.svd, torch.linalg.qr, torch.linalg.eigh, torch.linalg.pinv, torch.linalg.solve, torch.linalg.inv,
+    torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.mm, torch.Tensor.__rmatmul__,
+}  # fmt: skip
+
+
+def _numbers(like: torch.Tensor) -> torch.Tensor:
+    return torch.rand(like.shape).to(like.dtype)

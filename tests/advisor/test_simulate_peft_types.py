@@ -1,0 +1,106 @@
+"""Every adapter type that the installed PEFT has is traced without weights, whatever it does when it starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peft
+import pytest
+from peft_rows import L40S, AnyPeft
+
+import zoo
+from tunekit.advisor.observe.model import model_facts
+from tunekit.advisor.simulate import estimate_memory
+from tunekit.advisor.simulate.made_up import with_values, without_values
+from tunekit.advisor.weightless import build
+from tunekit.estimate import MemoryEstimate
+from tunekit.plan import Plan
+from tunekit.task import Task
+from tunekit.workload import ModelFacts
+
+TYPES = sorted(str(getattr(kind, "value", kind)) for kind in peft.PEFT_TYPE_TO_CONFIG_MAPPING)
+PROMPT: dict[str, Any] = {"num_virtual_tokens": 6, "task_type": "CAUSAL_LM"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ADALORA": {"total_step": 100, "target_r": 4, "init_r": 6, "target_modules": ["q_proj"]},
+    "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 6, "task_type": "CAUSAL_LM"},
+    "CARTRIDGE": PROMPT,
+    "IA3": {},
+    "LN_TUNING": {"target_modules": ["input_layernorm", "norm"]},
+    "OFT": {"target_modules": ["q_proj", "v_proj"], "oft_block_size": 8, "r": 0},
+    "PREFIX_TUNING": PROMPT,
+    "PROMPT_TUNING": PROMPT,
+    "P_TUNING": {**PROMPT, "encoder_hidden_size": 32},
+    "SHIRA": {"r": 2, "target_modules": ["q_proj"]},
+    "TRAINABLE_TOKENS": {"token_indices": [1, 2, 3], "target_modules": ["embed_tokens"]},
+    "UNILORA": {"target_modules": ["q_proj", "v_proj"], "theta_d_length": 8},
+}
+CANNOT = {
+    "CPT": "its loss looks at which tokens a row has",
+    "FROD": "its forward pass takes base weights to the host",
+    "MULTITASK_PROMPT_TUNING": "every row has to name its task",
+    "POLY": "every row has to name its task",
+    "SHADOW": "what its layers return is no tensor",
+    "XLORA": "it is made of trained adapters",
+}
+
+
+def llama() -> ModelFacts:
+    """Six blocks, wide enough for what the types ask for by default."""
+    wide = {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "head_dim": 32,
+    }
+    config = zoo.config("llama")
+    return model_facts(type(config)(**{**config.to_dict(), **wide, "num_hidden_layers": 6}))
+
+
+def estimate(kind: str, settings: dict[str, Any]) -> MemoryEstimate:
+    method = AnyPeft(config={"peft_type": kind, **settings})
+    plan = Plan(
+        model="x", task="causal-lm", method=method, dtype="bfloat16", max_length=24, per_device_train_batch_size=4,
+        optim="adamw_torch", max_steps=10,
+    )  # fmt: skip
+    return estimate_memory(plan, L40S, None, "peft-benchmark", llama())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TYPES if kind not in CANNOT])
+def test_the_type_is_traced(kind: str) -> None:
+    found = estimate(kind, SETTINGS.get(kind, {"target_modules": ["q_proj", "v_proj"]}))
+    assert found.fidelity == "traced", found.reasons
+    assert 0 < found.trainable_parameters < found.total_parameters
+    assert sum(found.parts.values()) == found.allocated_bytes <= found.reserved_bytes
+
+
+def test_what_cannot_be_traced_is_estimated_coarsely_and_says_so() -> None:
+    found = estimate("MULTITASK_PROMPT_TUNING", {**PROMPT, "num_tasks": 2})
+    assert found.fidelity == "coarse"
+    assert "task_ids" in found.reasons[0]
+    assert found.interval[1] >= 2 * found.device_bytes
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "orthogonal"])
+def test_starts_taken_from_the_weights_cost_what_others_cost(start: str) -> None:
+    plain, special = (
+        estimate("LORA", {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": s})
+        for s in (True, start)
+    )
+    assert special.fidelity == "traced"
+    assert special.reserved_bytes == plain.reserved_bytes
+
+
+def test_made_up_values_come_and_go_and_tied_weights_stay_tied() -> None:
+    config = zoo.config("llama")
+    config.tie_word_embeddings = True
+    model = build(config, Task.named("causal-lm"))
+    before = {name: (p.shape, p.dtype) for name, p in model.named_parameters()}
+    with_values(model)
+    assert all(p.device.type == "cpu" and p.std() > 0 for p in model.parameters())
+    assert sum(p.untyped_storage().nbytes() for p in model.parameters()) < 100_000
+    ids = without_values(model, list(model.parameters()))
+    assert ids == {id(p) for p in model.parameters()}
+    assert {name: (p.shape, p.dtype) for name, p in model.named_parameters()} == before
+    assert all(p.device.type == "meta" for p in model.parameters())
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight

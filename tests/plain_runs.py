@@ -73,6 +73,7 @@ def trainer(
     task: str = "sequence-classification",
     model: nn.Module | None = None,
     given: dict[str, Any] | None = None,
+    cls: type[Trainer] = Trainer,
     **arguments: Any,
 ) -> Trainer:
     """A Trainer over a tiny model and random rows; `given` are further arguments of the Trainer."""
@@ -81,7 +82,7 @@ def trainer(
         str(folder), **{"report_to": "none", "use_cpu": True, "max_steps": 2, "learning_rate": 1e-3, **arguments}
     )
     given = {"train_dataset": rows(task), "eval_dataset": rows(task, 10, 1), "data_collator": Pad(), **(given or {})}
-    return Trainer(model, args, **given)
+    return cls(model, args, **given)
 
 
 def lora(architecture: str, task: str, **settings: Any) -> nn.Module:

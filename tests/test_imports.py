@@ -84,7 +84,9 @@ ROWS: dict[str, set[str]] = {
         "tunekit.sharding",
     },
     "tunekit.advisor.rules": {*NOUNS, "tunekit.advisor.rule"},
-    "tunekit.callbacks": {*NOUNS, "tunekit.preflight"},
+    "tunekit.checkpoint": NOUNS,
+    "tunekit.saving": {*NOUNS, "tunekit.checkpoint"},
+    "tunekit.callbacks": {*NOUNS, "tunekit.preflight", "tunekit.checkpoint"},
 }
 """A module, or the package it lies in, to what it may import, private modules beside it apart; the longest name counts."""
 

@@ -55,6 +55,7 @@ _WHERE = {
     "delete_adapter": "tunekit.adapters",
     "estimate_memory": "tunekit.assemble",
     "estimate_time": "tunekit.assemble",
+    "last_checkpoint": "tunekit.checkpoint",
     "load": "tunekit.attach",
     "optimizer": "tunekit.assemble",
     "prepare": "tunekit.attach",
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     )
     from tunekit.attach import load, prepare, unload
     from tunekit.checking import check
+    from tunekit.checkpoint import last_checkpoint
     from tunekit.contracts import Method, Objective
     from tunekit.errors import TunekitError
     from tunekit.estimate import MemoryEstimate, TimeEstimate

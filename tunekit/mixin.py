@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import Seq2SeqTrainer, Trainer
+from transformers.trainer_utils import rotate_checkpoints
 
 from tunekit.attach import prepared
+from tunekit.checkpoint import last_checkpoint
 from tunekit.contracts import Objective
 from tunekit.objectives.supervised import Supervised
 from tunekit.sampler import GroupedByLength, row_lengths
+from tunekit.saving import save_atomically
 
 
 class TrainerMixin:
-    """The objective's loss and the method's optimizer groups inside any Trainer.
+    """The objective's loss, the method's optimizer groups and atomic checkpoints inside any Trainer.
 
-    Put it before the trainer class. On a model that `tunekit.prepare` returned, the optimizer gets the method's groups
+    Put it before the trainer class. A checkpoint is written aside, flushed to the disk and renamed, so that a run that is
+    killed leaves whole ones only; `train(resume_from_checkpoint=True)` takes the newest whole one. On a model that `tunekit.prepare` returned, the optimizer gets the method's groups
     (LoRA+ and discriminative learning rates live there); on any other model nothing changes but the loss.
 
     Args:
@@ -31,6 +36,8 @@ class TrainerMixin:
 
     optimizer: Any
     """The host's; None until it is asked for."""
+    _aside: Path | None = None
+    """Where the checkpoint that is being saved is written; None while none is."""
 
     def __init__(self, *args: Any, objective: Objective | None = None, **kwargs: Any) -> None:
         # Not `objective`: the host keeps the score of a hyperparameter search under that name.
@@ -73,6 +80,38 @@ class TrainerMixin:
                 groups = attached.method.parameter_groups(target, args.learning_rate, args.weight_decay)
                 self.optimizer = cls(groups, **kwargs)
         return super().create_optimizer(model)  # type: ignore[misc]
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """The host's training; True resumes from the newest whole checkpoint, where the host would take a torn one."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir) or True  # type: ignore[attr-defined]
+        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._aside is None else str(self._aside)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The host's checkpoint, whole or not there. What is pushed to a hub while it is written goes the host's way."""
+        args, state = self.args, self.state  # type: ignore[attr-defined]
+        host = super()._save_checkpoint  # type: ignore[misc]
+        if args.push_to_hub:
+            host(model, trial)
+            return
+
+        def write(aside: Path) -> None:
+            self._aside = aside
+            try:
+                host(model, trial)
+            finally:
+                self._aside = None
+
+        folder = Path(self._get_output_dir(trial))
+        save_atomically(self, folder, write)
+        if args.should_save:
+            rotate_checkpoints(
+                output_dir=str(folder), save_total_limit=args.save_total_limit,
+                best_model_checkpoint=state.best_model_checkpoint, use_mtime=True,
+            )  # fmt: skip
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """For `train_sampling_strategy="group_by_length"` a sampler that is right over ranks and after a resumption."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,7 +13,7 @@ from tunekit.contracts import Family, Method, Objective, Reads, Recipe
 from tunekit.finding import Finding, error
 from tunekit.methods import _recipes, _soft_peft
 from tunekit.methods import _soft_prompts as shared
-from tunekit.structure import head_parameters
+from tunekit.structure import base_model, head_parameters
 from tunekit.task import Task
 from tunekit.workload import ModelFacts, Workload
 
@@ -52,7 +53,7 @@ class PTuning(Method):
     """The network: `mlp` for each vector by itself, `lstm` (both directions) over all of them, as in the paper's first
     version; None: the vectors themselves are learnt."""
     encoder_hidden_size: int | None = None
-    """Width of the network's hidden layers; None: that of the embedded tokens."""
+    """Width of the network's hidden layers; None: the model's."""
     encoder_num_layers: int = 2
     """Hidden layers of the perceptron, or layers of the LSTM."""
     encoder_dropout: float = 0.0
@@ -132,18 +133,19 @@ class PTuning(Method):
         """
         from tunekit import soft_prompt
 
-        shared.apply(self, model, task, self._vectors)
+        hidden = self.encoder_hidden_size or base_model(model).config.get_text_config().hidden_size
+        shared.apply(self, model, task, partial(self._vectors, hidden))
         if self.encoder is None and all(p.device.type != "meta" for p in model.parameters()):
             soft_prompt.set_random(model)
         return model
 
-    def _vectors(self, width: int, device: torch.device) -> AnyVectors:
+    def _vectors(self, hidden: int, width: int, device: torch.device) -> AnyVectors:
         from tunekit.prompt_vectors import EncodedVectors, Vectors
 
         if self.encoder is None:
             return Vectors(self.num_virtual_tokens, width, device)
-        hidden, depth = self.encoder_hidden_size or width, self.encoder_num_layers
-        return EncodedVectors(self.num_virtual_tokens, width, device, self.encoder, hidden, depth, self.encoder_dropout)
+        size, depth = self.num_virtual_tokens, self.encoder_num_layers
+        return EncodedVectors(size, width, device, self.encoder, hidden, depth, self.encoder_dropout)
 
     def save(self, model: nn.Module, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """The vectors that the network makes, in PEFT's files where PEFT gives the same logits."""

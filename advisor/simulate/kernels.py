@@ -106,6 +106,8 @@ SUBSTITUTES: dict[Any, Callable[..., Any]] = {
 class Attention(TorchFunctionMode):
     """Sends scaled-dot-product attention to the kernel the device would take; meta tensors only know the formula.
 
+    Dropout goes the way that the device's goes.
+
     Sparse tensors, whose gradients meta tensors do not know, become views of one number: as little memory, and a dense
     gradient behind them as on a device.
 
@@ -120,9 +122,19 @@ class Attention(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.sparse_coo_tensor and len(args) == 3:
             return args[1].sum().expand(args[2])
+        if func is F.dropout and self._device == "cuda":
+            return _drop(*args, **(kwargs or {}))
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         return _attend(self._device, *args, **(kwargs or {}))
+
+
+def _drop(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """Dropout as CUDA's one kernel does it: a mask of a byte a value (`is_fused_kernel_acceptable` in ATen/native/Dropout.cpp);
+    elsewhere the noise takes as much as the values."""
+    if not training or p == 0.0:
+        return x
+    return torch.native_dropout(x, p, True)[0]
 
 
 def _attend(

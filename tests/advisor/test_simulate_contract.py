@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from simulated import SHAPE, peak_bytes, recorded
+from torch.nn import functional as F
 from transformers import BertConfig, GPT2Config, PretrainedConfig
 
 import zoo
 from tunekit.advisor.observe.model import model_facts
+from tunekit.advisor.simulate.kernels import Attention
 from tunekit.contracts import Method
 from tunekit.discovery import find, slugs
 from tunekit.errors import InvalidError
@@ -73,6 +76,14 @@ def test_mixed_precision_equals_the_real_autocast(architecture: str, task: str, 
 )
 def test_dropout_takes_what_it_really_takes(config: PretrainedConfig, task: str) -> None:
     assert_same_peak(config, task, FULL)
+
+
+def test_on_cuda_dropout_keeps_a_byte_a_value() -> None:
+    x = torch.empty(8, 8, device="meta", requires_grad=True)
+    with Attention("cuda"):
+        mask = F.dropout(x, 0.1, training=True).grad_fn._saved_result1  # type: ignore[union-attr]
+        assert mask.dtype == torch.bool
+        assert F.dropout(x, 0.1, training=False) is x
 
 
 @pytest.mark.parametrize("optim", ["sgd", "adafactor", "rmsprop", "adamw_torch_fused"])

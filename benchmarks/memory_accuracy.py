@@ -1,0 +1,172 @@
+"""Predicted memory against measured runs of others, beside what accelerate and DeepSpeed say of the same models.
+
+    python benchmarks/memory_accuracy.py [folder]
+
+The folder holds `peft_llama-3.2-3B.csv` (PEFT's method comparison) and `published.csv` (tables of documentation); without one
+the copy of the former in `tests/reference` is read. Every row is predicted from its settings alone; the one length that
+PEFT does not publish is fitted on LoRA r=32. accelerate's figure is that of `accelerate estimate-memory`, DeepSpeed's that
+of `estimate_zero2_model_states_mem_needs` on one GPU; neither asks for method, batch or length.
+"""
+
+# ruff: noqa: E402 (the rows are shared with the tests, whose folder has to be found first)
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tests"))
+
+import peft_rows
+
+from tunekit.advisor.observe.model import model_facts
+from tunekit.advisor.simulate import estimate_memory
+from tunekit.advisor.weightless import read_config
+from tunekit.methods.full import Full
+from tunekit.plan import Plan
+from tunekit.workload import Hardware
+
+GIB, MIB = 2**30, 2**20
+BERT_LARGE = {
+    "model_type": "bert", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+    "vocab_size": 30522, "max_position_embeddings": 512,
+}  # fmt: skip
+"""bert-large-uncased's config.json, as far as it decides shapes."""
+V100 = Hardware(device="cuda", name="V100-16GB", memory_bytes=int(15.7 * GIB))
+V100_CONTEXT = 1343 * MIB
+"""As the same document measured it before the model was loaded."""
+OPTIMIZERS = {"AdamW (adamw_hf)": "adamw_torch_fused", "Adafactor": "adafactor", "bnb Adam8bit": "adamw_bnb_8bit"}
+"""transformers' own AdamW of 2022 went parameter by parameter: no list of temporaries, as in the fused form."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured run."""
+
+    group: str
+    name: str
+    measured_bytes: float
+    predicted_bytes: float
+    others: Mapping[str, float]
+    seconds: float
+
+    def error(self, tool: str | None = None) -> float:
+        """Of our prediction or another tool's, as a share of the measured figure."""
+        return (self.others[tool] if tool else self.predicted_bytes) / self.measured_bytes - 1
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent.parent / "shared" / "measured"
+    if (folder / peft_rows.CSV.name).exists():
+        peft_rows.CSV = folder / peft_rows.CSV.name
+    rows = list(_peft())
+    left_out = []
+    if (folder / "published.csv").exists():
+        with (folder / "published.csv").open(newline="", encoding="utf-8") as file:
+            published = list(csv.DictReader(file))
+        rows += _published(published)
+        left_out = [r["id"] for r in published if not _expressible(r)]
+    _print(rows, left_out)
+
+
+def _peft() -> Iterator[Row]:
+    facts = peft_rows.llama()
+    length = peft_rows.fit_length(facts)
+    others = _others(peft_rows.LLAMA, "bfloat16")
+    for row in peft_rows.rows():
+        at = time.perf_counter()
+        plan = peft_rows.plan(row, length)
+        found = estimate_memory(plan, peft_rows.L40S, None, "peft-benchmark", facts)
+        seconds = time.perf_counter() - at
+        yield Row("PEFT", row["experiment"], peft_rows.reserved(row), found.reserved_bytes, others, seconds)
+
+
+def _expressible(row: Mapping[str, str]) -> bool:
+    """Whether a published row states everything, and its model is one of transformers' own."""
+    return row["model"].startswith("bert-large")
+
+
+def _published(rows: list[dict[str, str]]) -> Iterator[Row]:
+    facts, others = model_facts(read_config(BERT_LARGE)), _others(BERT_LARGE, "float32")
+    for row in filter(_expressible, rows):
+        at = time.perf_counter()
+        found = estimate_memory(_bert_plan(row), V100, None, model=facts)
+        seconds = time.perf_counter() - at
+        name = f"{row['id']} {row['compute_dtype']} {row['optimizer']}, batch {row['micro_batch_per_gpu']}"
+        measured = float(row["peak"]) * MIB - V100_CONTEXT
+        yield Row("published", name, measured, found.reserved_bytes + _softmax_inputs(row), others, seconds)
+
+
+def _softmax_inputs(row: Mapping[str, str]) -> int:
+    """What PyTorch before 1.11 kept besides: softmax's fp32 input for the backward pass, of every block that is not recomputed."""
+    if row["gradient_checkpointing"] == "yes":
+        return 0
+    scores = int(row["micro_batch_per_gpu"]) * int(BERT_LARGE["num_attention_heads"]) * int(row["seq_len"]) ** 2
+    return 4 * scores * int(BERT_LARGE["num_hidden_layers"])
+
+
+def _bert_plan(row: Mapping[str, str]) -> Plan:
+    """The run as a plan.
+
+    Before PyTorch 2.0 `zero_grad` kept gradients and filled them with zeros: they live through the step as those that are
+    summed up do, so that at least two micro-batches are asked for.
+    """
+    return Plan(
+        model="bert-large-uncased", task="sequence-classification", method=Full(), max_length=int(row["seq_len"]),
+        per_device_train_batch_size=int(row["micro_batch_per_gpu"]), gradient_accumulation_steps=max(2, int(row["grad_accum"])),
+        mixed_precision="fp16" if "fp16" in row["compute_dtype"] else None, attn_implementation="eager",
+        optim=OPTIMIZERS[row["optimizer"]], activation_checkpointing=row["gradient_checkpointing"] == "yes", max_steps=100,
+    )  # fmt: skip
+
+
+def _others(config: Mapping[str, Any], dtype: str) -> dict[str, float]:
+    """What the other tools say of a model; those that are not installed are left out."""
+    from tunekit.advisor.weightless import build, count_parameters
+
+    model = build(config, None)
+    said: dict[str, float] = {}
+    try:
+        from accelerate.commands.estimate import estimate_training_usage
+        from accelerate.utils import calculate_maximum_sizes
+
+        said["accelerate"] = max(estimate_training_usage(calculate_maximum_sizes(model)[0], dtype).values())
+    except ImportError:
+        pass
+    try:
+        from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+        said["DeepSpeed"] = estimate_zero2_model_states_mem_needs(count_parameters(model), 1, 1, cpu_offload=False)[1]
+    except ImportError:
+        pass
+    return said
+
+
+def _print(rows: list[Row], left_out: list[str]) -> None:
+    tools = sorted({tool for row in rows for tool in row.others})
+    heads = "".join(f"{tool:>12}" for tool in tools)
+    print(f"{'row':<46}{'measured':>10}{'tunekit':>10}{'error':>8}{heads}{'seconds':>9}")
+    for row in rows:
+        others = "".join(f"{row.others[t] / GIB:>8.2f} GiB" if t in row.others else " " * 12 for t in tools)
+        print(
+            f"{row.name[:45]:<46}{row.measured_bytes / GIB:>10.2f}{row.predicted_bytes / GIB:>10.2f}{row.error():>+8.1%}"
+            f"{others}{row.seconds:>9.1f}"
+        )
+    print()
+    for group in sorted({row.group for row in rows}):
+        mine = [row for row in rows if row.group == group]
+        said = {"tunekit": median(abs(row.error()) for row in mine)}
+        said |= {tool: median(abs(row.error(tool)) for row in mine if tool in row.others) for tool in tools}
+        worst = max(abs(row.error()) for row in mine)
+        print(f"{group}: {len(mine)} rows; median error", ", ".join(f"{t} {e:.1%}" for t, e in said.items()), f"; worst of ours {worst:.1%}")  # fmt: skip
+    if left_out:
+        print(f"left out, since the model is not transformers' own or what was measured is no training step: {', '.join(left_out)}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -138,6 +138,8 @@ def record_step(
             warm_up(optimizer, params, contextlib.nullcontext())
         recorder = Recorder(step.device, shape.padded, weightless)
         _own(recorder, model, stacks, optimizer, params if step.accumulates else (), originals)
+        for module in objective.beside(model) if objective is not None else ():
+            recorder.own([*module.parameters(), *module.buffers()], "weights")
         handles = recorder.watch(stacks, head)
         run = _LOOPS[step.loop]
         try:

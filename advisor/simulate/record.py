@@ -83,19 +83,21 @@ def record(subject: Subject, method: Method, objective: Objective | None, shape:
     """The timeline of one steady step under a method.
 
     Steps that differ in the number of rows alone are a family, recorded once with `ROWS` rows: every size is a multiple of the
-    rows or does not depend on them. A single row is a case of its own (what would be copied may be a view).
+    rows or does not depend on them. A single row is a case of its own (what would be copied may be a view), and
+    so is every number of rows where the objective takes more operations for more of them.
     """
     described = json.dumps([method.to_dict(), objective.to_dict() if objective else None], sort_keys=True, default=str)
-    recorded_rows = ROWS if shape.batch > 1 else 1
+    loops = objective is not None and objective.loops_over_rows
+    recorded_rows = ROWS if shape.batch > 1 and not loops else shape.batch
     family = (subject, described, replace(shape, batch=recorded_rows), step)
     if family not in _families:
         made = _record(subject, method, objective, replace(shape, batch=recorded_rows), step)
-        _families[family] = made if recorded_rows > 1 else _nothing_fixed(made)
+        _families[family] = made if recorded_rows == ROWS else _nothing_fixed(made)
     _families.move_to_end(family)
     while len(_families) > _MAX_FAMILIES:
         _families.popitem(last=False)
     member = _families[family]
-    if recorded_rows == 1:
+    if recorded_rows != ROWS:
         return member
     return replace(member, timeline=at_rows(member.timeline, shape.batch))
 

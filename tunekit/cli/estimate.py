@@ -28,23 +28,27 @@ def answer(
     read = read_plan(plan, changes or ())
     import tunekit
     from tunekit.advisor.observe.hardware import hardware as read_hardware
+    from tunekit.advisor.observe.model import model_facts
+    from tunekit.advisor.simulate.savings import savings
     from tunekit.assemble import plan_facts
 
     device = read_hardware(hardware)
     facts = plan_facts(read)
     memory = tunekit.estimate_memory(read, device, facts)
     duration = tunekit.estimate_time(read, device, facts)
+    saved = savings(read, device, facts, model_facts(read.model, read.revision))
     data = {
         "kind": "tunekit-estimate",
         "plan": read.to_dict(),
         "memory": memory.to_dict(),
         "duration": duration.to_dict(),
         "fits": memory.interval[1] <= device.memory_bytes,
+        "savings": [{"changes": dict(s.changes), "saved_bytes": s.saved_bytes} for s in saved],
     }
-    return Answer(data=data, text=lambda: _text(memory, duration, device))
+    return Answer(data=data, text=lambda: _text(memory, duration, device, saved))
 
 
-def _text(memory: Any, duration: Any, device: Any) -> str:
+def _text(memory: Any, duration: Any, device: Any, saved: Any) -> str:
     from rich.table import Table
 
     table = Table(title=f"Peak memory on {device.name}, in the {memory.moment}", title_justify="left", box=None)
@@ -61,9 +65,18 @@ def _text(memory: Any, duration: Any, device: Any) -> str:
         f"between {_gib(low)} and {_gib(high)} GiB of {_gib(device.memory_bytes)} GiB: {fits}",
         f"{duration.num_steps:,} steps of {duration.step_seconds:.3g} s: {_long(duration.total_seconds)}"
         f" ({_long(duration.interval[0])} to {_long(duration.interval[1])})",
+        *(["what would save most:"] if saved else []),
+        *(
+            f"- {' '.join(f'{k}={_word(v)}' for k, v in s.changes.items())} saves {_gib(s.saved_bytes)} GiB"
+            for s in saved
+        ),
         *(f"- {reason}" for reason in dict.fromkeys((*memory.reasons, *duration.reasons))),
     ]
     return console_text(table, "", *lines)
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _gib(size_bytes: float) -> str:

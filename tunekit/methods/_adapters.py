@@ -36,8 +36,10 @@ def _places(config_json: str, model_type: str, auto_class: str) -> tuple[Sublaye
     try:
         values = {k: v for k, v in json.loads(config_json).items() if k != "model_type"}
         config = transformers.AutoConfig.for_model(model_type, **values)
+        kind = getattr(transformers, auto_class)._model_mapping[type(config)]
         with torch.device("meta"):
-            model = getattr(transformers, auto_class).from_config(config)
+            # Not `from_config`: under ZeRO-3 that gathers parameters, on all ranks at once.
+            model = (kind[0] if isinstance(kind, tuple | list) else kind)(config)
     except Exception:
         # Remote code, or a class of its own: whether adapters fit is then told by the live model.
         return None

@@ -1,0 +1,187 @@
+"""What bottleneck adapters cost a training step here and in AdapterHub's `adapters`, each over its own bare model.
+
+    python -m venv hub && hub/bin/pip install torch adapters==1.3.0
+    python benchmarks/adapter_speed.py --other hub/bin/python
+
+The two libraries need different versions of transformers, so each runs in its own environment, in turns. Within a run bare and
+adapted steps alternate. Bare is the frozen model with gradients that flow down to its embeddings, as adapters need them: what
+an adapter adds is then its own work alone. Memory is what the forward pass keeps for the backward one, tensor by tensor, and
+the parameters with gradients and AdamW's two moments. Ratios are ours over theirs; up to 1.00 is the aim.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+KINDS = {"seq_bn": "pfeiffer", "double_seq_bn": "houlsby", "par_bn": "parallel"}
+TASK = "sequence-classification"
+
+
+def bare(layers: int, width: int) -> Any:
+    """A frozen encoder of MiniLM's shape, gradients through all of it."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 12,
+        "intermediate_size": 4 * width,
+    }
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**shape, vocab_size=8000))
+    for p in model.bert.parameters():
+        p.requires_grad_(False)
+    model.enable_input_require_grads()
+    return model.train()
+
+
+def adapted(library: str, kind: str, layers: int, width: int) -> Any:
+    """The same with an adapter by either library."""
+    model = bare(layers, width)
+    if library == "adapters":
+        import adapters
+
+        adapters.init(model)
+        model.add_adapter("a", config=kind)
+        model.train_adapter("a")
+    else:
+        import tunekit
+
+        model = tunekit.prepare(model, tunekit.methods.BottleneckAdapter(variant=KINDS[kind]), TASK)
+        # Here the pooler learns as part of the head; over there it does not. The head is not what is compared.
+        model.bert.pooler.requires_grad_(False)
+    model.enable_input_require_grads()
+    return model.train()
+
+
+def step(model: Any, batch: dict[str, Any]) -> tuple[float, float]:
+    """Seconds of a forward pass and of a whole step."""
+    start = time.perf_counter()
+    loss = model(**batch).loss
+    middle = time.perf_counter()
+    loss.backward()
+    end = time.perf_counter()
+    model.zero_grad()
+    return middle - start, end - start
+
+
+def kept_bytes(model: Any, batch: dict[str, Any]) -> int:
+    """Bytes that the forward pass keeps for the backward one, parameters apart, each storage once."""
+    import torch
+
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    storages: dict[int, int] = {}
+
+    def note(t: Any) -> Any:
+        s = t.untyped_storage()
+        if s.data_ptr() not in own:
+            storages[s.data_ptr()] = s.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        loss = model(**batch).loss
+    total = sum(storages.values())
+    del loss
+    return total
+
+
+def work(library: str, asked: argparse.Namespace) -> None:
+    """One environment's measurements as a line of JSON."""
+    import torch
+
+    torch.set_num_threads(asked.threads)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(8000, (asked.batch, asked.tokens), generator=draw)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(asked.batch) % 2}
+    plain, result = bare(asked.layers, asked.width), {}
+    for kind in KINDS:
+        model = adapted(library, kind, asked.layers, asked.width)
+        for m in (plain, model):
+            step(m, batch)
+        pairs = [(step(plain, batch), step(model, batch)) for _ in range(asked.steps)]
+        heads = sum(p.numel() for p in plain.parameters() if p.requires_grad)
+        learnt = sum(p.numel() for p in model.parameters() if p.requires_grad) - heads
+        result[kind] = {
+            "bare_seconds": statistics.median(b[1] for b, _ in pairs),
+            "bare_forward": statistics.median(b[0] for b, _ in pairs),
+            "added_seconds": statistics.median(a[1] - b[1] for b, a in pairs),
+            "added_forward": statistics.median(a[0] - b[0] for b, a in pairs),
+            "bare_bytes": kept_bytes(plain, batch),
+            "added_bytes": kept_bytes(model, batch) - kept_bytes(plain, batch) + 16 * learnt,
+        }
+    print(json.dumps(result))
+
+
+def measured(python: str, library: str, asked: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """One run in an environment."""
+    sizes = [f"--{name}={getattr(asked, name)}" for name in ("layers", "width", "batch", "tokens", "steps", "threads")]
+    command = [python, __file__, "--work", library, *sizes]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{library} in {python} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(found: dict[str, list[dict[str, dict[str, float]]]]) -> str:
+    """Both libraries side by side, and the ratios of what they add."""
+    lines = [
+        f"{'kind':15}{'library':10}{'bare, ms':>10}{'added, ms':>11}{'forward, ms':>13}{'bare, MiB':>11}{'added, MiB':>12}"
+    ]
+    for kind in KINDS:
+        middle: dict[str, dict[str, float]] = {}
+        for library, runs in found.items():
+            m = middle[library] = {k: statistics.median(r[kind][k] for r in runs) for k in runs[0][kind]}
+            lines.append(
+                f"{kind:15}{library:10}{1e3 * m['bare_seconds']:10.1f}{1e3 * m['added_seconds']:11.2f}"
+                f"{1e3 * m['added_forward']:13.2f}{m['bare_bytes'] / 2**20:11.1f}{m['added_bytes'] / 2**20:12.2f}"
+            )
+        ours, theirs = middle["tunekit"], middle["adapters"]
+        per_round = [
+            a[kind]["added_seconds"] / b[kind]["added_seconds"]
+            for a, b in zip(found["tunekit"], found["adapters"], strict=True)
+        ]
+        lines.append(
+            f"{'':15}{'ratio':10}{'':10}{ours['added_seconds'] / theirs['added_seconds']:11.2f}"
+            f"{ours['added_forward'] / theirs['added_forward']:13.2f}{'':11}{ours['added_bytes'] / theirs['added_bytes']:12.2f}"
+            f"   by round {min(per_round):.2f} to {max(per_round):.2f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--other", help="the Python of an environment with AdapterHub's adapters 1.3")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=15, help="pairs of a bare and an adapted step in a run")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", choices=("tunekit", "adapters"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.work:
+        return work(asked.work, asked)
+    if not asked.other:
+        print("skipped: needs --other, the Python of an environment with adapters 1.3 (see the top of this file)")
+        return None
+    found: dict[str, list[Any]] = {"tunekit": [], "adapters": []}
+    for number in range(asked.rounds):
+        turns = [("tunekit", sys.executable), ("adapters", asked.other)]
+        for library, python in turns if number % 2 == 0 else turns[::-1]:
+            found[library].append(measured(python, library, asked))
+    print(report(found))
+    return None
+
+
+if __name__ == "__main__":
+    main()

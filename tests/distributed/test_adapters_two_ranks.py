@@ -1,0 +1,77 @@
+"""Adapters in a plain Trainer on two CPU ranks, under DDP and ZeRO 1 to 3, learn what one process learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import zoo
+from tunekit.attach import load, prepare
+from tunekit.methods.bottleneck_adapter import BottleneckAdapter
+from tunekit.task import Task
+
+TASK = Task.named("sequence-classification")
+RANK = Path(__file__).with_name("adapter_rank.py")
+
+
+def prepared_inputs(folder: Path) -> None:
+    """The base, and two adapters for the fusion, named in a file beside its output."""
+    zoo.build("bert", TASK).save_pretrained(folder / "base")
+    paths = []
+    for name in ("first", "second"):
+        torch.manual_seed(len(paths))
+        prepare(zoo.build("bert", TASK), BottleneckAdapter(), TASK).save_pretrained(folder / name)
+        paths.append(str(folder / name))
+    (folder / "adapters.json").write_text(json.dumps(paths))
+
+
+def trained(folder: Path, kind: str, stage: int | None, ranks: int, extensions: Path) -> dict[str, torch.Tensor]:
+    output, config = folder / f"out-{kind}-{stage}-{ranks}", []
+    if stage is not None:
+        path = folder / f"zero{stage}.json"
+        zero = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True}
+        adam = {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}}
+        path.write_text(json.dumps({"zero_optimization": zero, "optimizer": adam, "train_micro_batch_size_per_gpu": 8,
+                                    "gradient_clipping": 1.0}))  # fmt: skip
+        config = [str(path)]
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "DS_ACCELERATOR": "cpu",
+    }
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", "0"]
+    command = [*launch, str(RANK)] if ranks > 1 else [sys.executable, str(RANK)]
+    done = subprocess.run([*command, kind, str(output), *config], capture_output=True, text=True, timeout=540, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    load(zoo.build("bert", TASK), output)
+    return load_file(output / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where DeepSpeed compiles its operators, once, and away from what a stopped run may have locked."""
+    return tmp_path_factory.mktemp("extensions")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pfeiffer", "houlsby", "parallel", "fusion"])
+@pytest.mark.parametrize("stage", [None, 1, 2, 3], ids=["ddp", "zero1", "zero2", "zero3"])
+def test_two_ranks_learn_what_one_process_learns(
+    kind: str, stage: int | None, tmp_path: Path, extensions: Path
+) -> None:
+    if stage is not None:
+        pytest.importorskip("deepspeed")
+    prepared_inputs(tmp_path)
+    alone, together = trained(tmp_path, kind, None, 1, extensions), trained(tmp_path, kind, stage, 2, extensions)
+    assert alone.keys() == together.keys()
+    for name, value in alone.items():
+        assert torch.allclose(value, together[name], atol=1e-3), name

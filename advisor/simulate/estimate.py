@@ -202,14 +202,16 @@ def _recorded(
     shape: Shape,
     accumulates: bool | None = None,
 ) -> Any:
+    from tunekit.advisor.simulate.per_rank import zero_half
     from tunekit.advisor.simulate.record import Subject, record
 
+    half = zero_half(plan)
     subject = Subject(
         config_json=model.config_json,
         task=Task.named(plan.task),
         num_labels=data.num_labels if data else None,
         problem_type=plan.problem_type or (data.problem_type if data else None),
-        dtype=plan.dtype,
+        dtype=half or plan.dtype,
         attn_implementation=plan.attn_implementation,
         quantization=plan.quantization,
     )
@@ -219,7 +221,7 @@ def _recorded(
         optim=plan.optim,
         clips=plan.max_grad_norm > 0,
         accumulates=plan.gradient_accumulation_steps > 1 if accumulates is None else accumulates,
-        mixed_precision=plan.mixed_precision,
+        mixed_precision=None if half else plan.mixed_precision,
         checkpoints=plan.activation_checkpointing,
     )
     return record(subject, plan.method, plan.objective, shape, step)

@@ -10,6 +10,7 @@ import numpy as np
 
 from tunekit.advisor.simulate.trace import PARTS
 from tunekit.plan import Plan
+from tunekit.sharding import BUCKET_ELEMENTS, zero_stage
 
 if TYPE_CHECKING:
     from tunekit.advisor.simulate.depth import Timeline
@@ -48,14 +49,45 @@ def per_rank(recorded: Recorded, plan: Plan) -> PerRank:
     factors = np.ones(len(PARTS))
     for i, part in enumerate(PARTS):
         factors[i] = 0.0 if part in gone else 1 / ranks if part in divided else 1.0
+    if zero_half(plan):
+        factors[PARTS.index("optimizer")] *= 2  # recorded for 16-bit parameters, kept in 32 bits
     timeline = _scaled(recorded.timeline, factors)
     fixed, reasons = _communication(recorded, plan)
+    if zero_stage(plan) and not plan.offload:
+        fixed["optimizer copies"] = -(-4 * recorded.trainable_parameters // ranks)
+        reasons = (*reasons, "DeepSpeed keeps a 32-bit copy of what learns, divided by the ranks")
     shared = ", ".join(p for p in PARTS if p in divided)
     reasons = (
         *reasons,
         f"{plan.sharding} over {ranks} ranks divides {shared}" if shared else "every rank holds a whole copy",
+        *_host(recorded, plan),
     )
     return PerRank(timeline=timeline, fixed=fixed, reasons=reasons)
+
+
+def zero_half(plan: Plan) -> str | None:
+    """The 16-bit dtype that DeepSpeed turns the whole model into under mixed precision; None where it does not."""
+    return (
+        {"bf16": "bfloat16", "fp16": "float16"}[plan.mixed_precision]
+        if zero_stage(plan) and plan.mixed_precision
+        else None
+    )
+
+
+def host_bytes(recorded: Recorded, plan: Plan) -> int:
+    """What offloading takes of one machine's memory: 32-bit copies, their gradients and two states, and the weights too.
+
+    Sixteen bytes a trainable parameter (`estimate_zero2_model_states_mem_needs` in DeepSpeed, without its reserve).
+    """
+    if plan.offload is None or plan.offload_to != "cpu":
+        return 0
+    weights = _part_bytes(recorded.timeline, ("weights", "adapters")) if plan.offload == "parameters" else 0
+    return (16 * recorded.trainable_parameters + weights) // plan.num_machines
+
+
+def _host(recorded: Recorded, plan: Plan) -> tuple[str, ...]:
+    size = host_bytes(recorded, plan)
+    return (f"offloading takes {size / 2**30:.1f} GiB of each machine's memory",) if size else ()
 
 
 def _scaled(timeline: Timeline, factors: np.ndarray) -> Timeline:
@@ -63,16 +95,21 @@ def _scaled(timeline: Timeline, factors: np.ndarray) -> Timeline:
 
 
 def _communication(recorded: Recorded, plan: Plan) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Buffers for messages: DDP's buckets hold every gradient once more; ZeRO-3 and FSDP gather two blocks at a time."""
-    if plan.sharding in ("ddp", "zero1", "zero2"):
+    """Buffers for messages: DDP's buckets hold every gradient once more; DeepSpeed's are of a size of their own, twice where
+    sending overlaps with work; ZeRO-3 and FSDP gather two blocks at a time."""
+    size = 2 if zero_half(plan) else max(1, recorded.trainable_bytes // max(1, recorded.trainable_parameters))
+    bucket = size * min(BUCKET_ELEMENTS, recorded.trainable_parameters)
+    if plan.sharding == "ddp":
         # torch DDP keeps gradients in buckets beside `.grad` (gradient_as_bucket_view is off by default).
         return {"communication": recorded.trainable_bytes}, (
             "gradients are held once more in buckets for the exchange",
         )
+    if plan.sharding in ("zero1", "zero2"):
+        return {"communication": 2 * bucket}, ("gradients are sent and weights gathered in buckets",)
     weights = _part_bytes(recorded.timeline, ("weights", "adapters"))
-    largest = _largest(recorded.timeline)
-    gathered = min(weights, 2 * largest)
-    return {"communication": gathered}, ("weights are gathered a block at a time, one ahead",)
+    gathered = min(weights, 2 * _largest(recorded.timeline))
+    buckets = 2 * bucket if plan.sharding == "zero3" else 0
+    return {"communication": gathered + buckets}, ("weights are gathered a block at a time, one ahead",)
 
 
 def _part_bytes(timeline: Timeline, parts: tuple[str, ...]) -> int:

@@ -1,0 +1,88 @@
+"""Sharing the work changes one rank's memory as each form of sharing says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import zoo
+from tunekit.advisor.observe.model import model_facts
+from tunekit.advisor.simulate import estimate_memory
+from tunekit.estimate import MemoryEstimate
+from tunekit.methods.full import Full
+from tunekit.plan import Plan
+from tunekit.workload import Hardware, ModelFacts
+
+CARDS = Hardware(device="cuda", name="A10G", memory_bytes=22 * 2**30, num_devices=8)
+
+
+def wide() -> ModelFacts:
+    """A model that is not all overhead."""
+    config = zoo.config("llama")
+    size = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12, "vocab_size": 8000}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 32}
+    return model_facts(type(config)(**{**config.to_dict(), **size, **heads}))
+
+
+def found(sharding: str | None, ranks: int = 4, **changes: Any) -> MemoryEstimate:
+    plain: dict[str, Any] = {
+        "model": "x", "task": "causal-lm", "method": Full(), "max_length": 32, "per_device_train_batch_size": 1, "max_steps": 10,
+        "sharding": sharding, "num_processes": ranks if sharding else 1,
+    }  # fmt: skip
+    return estimate_memory(Plan(**{**plain, **changes}), CARDS, None, model=wide())
+
+
+def at_peak(estimate: MemoryEstimate, part: str) -> int:
+    return estimate.parts.get(part, 0)
+
+
+def test_ddp_holds_gradients_once_more() -> None:
+    alone, shared = found(None), found("ddp")
+    parameters = 4 * alone.trainable_parameters
+    assert shared.parts["communication"] == parameters
+    assert shared.allocated_bytes == alone.allocated_bytes + parameters
+
+
+def test_each_zero_stage_divides_more() -> None:
+    sizes = [found(stage, mixed_precision="bf16").allocated_bytes for stage in ("zero1", "zero2", "zero3")]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 3
+
+
+@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
+def test_more_ranks_take_less_each(stage: str) -> None:
+    few, many = (found(stage, ranks, mixed_precision="bf16") for ranks in (2, 8))
+    assert many.allocated_bytes < few.allocated_bytes
+    assert at_peak(many, "optimizer") * 4 == pytest.approx(at_peak(few, "optimizer"), rel=0.01)
+    assert at_peak(many, "optimizer copies") * 4 == pytest.approx(at_peak(few, "optimizer copies"), rel=0.01)
+
+
+def test_zero_keeps_sixteen_bytes_a_parameter_over_all_ranks_under_mixed_precision() -> None:
+    """Two for the weights on every rank; twelve for states and 32-bit copies and two for gradients, divided."""
+    shared = found("zero1", 4, mixed_precision="bf16")
+    n = shared.total_parameters
+    assert at_peak(shared, "weights") == pytest.approx(2 * n, rel=0.01)
+    assert at_peak(shared, "optimizer") + at_peak(shared, "optimizer copies") == pytest.approx(12 * n / 4, rel=0.01)
+
+
+def test_offloading_moves_states_to_the_host_and_says_how_much() -> None:
+    here, there = found("zero2", mixed_precision="bf16"), found("zero2", mixed_precision="bf16", offload="optimizer")
+    assert there.allocated_bytes < here.allocated_bytes
+    assert at_peak(there, "optimizer") == at_peak(there, "optimizer copies") == 0
+    expected = f"{16 * there.trainable_parameters / 2**30:.1f} GiB of each machine's memory"
+    assert any(expected in reason for reason in there.reasons)
+
+
+@pytest.mark.parametrize("sharding", ["zero3", "fsdp"])
+def test_weights_are_divided_and_gathered_two_blocks_at_a_time(sharding: str) -> None:
+    alone, shared = found(None), found(sharding, 8)
+    assert at_peak(shared, "weights") == pytest.approx(at_peak(alone, "weights") / 8, rel=0.01)
+    assert at_peak(shared, "communication") > 0
+    assert shared.allocated_bytes < alone.allocated_bytes
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "zero1", "zero2", "zero3", "fsdp"])
+def test_parts_still_sum_to_the_peak(sharding: str) -> None:
+    estimate = found(sharding)
+    assert sum(estimate.parts.values()) == estimate.allocated_bytes <= estimate.reserved_bytes

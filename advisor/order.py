@@ -5,7 +5,8 @@ The order, in words:
 1. A plan's score is the sum of its findings' points. What concerns quality counts in full for the goals quality,
    balanced and latency and by half for the others; what concerns the goal counts in full.
 2. Plans within one point of the leader of their group tie: no evidence tells them apart. The next plan opens a group.
-3. Within a group the predicted figures decide, those that the goal asks for first.
+3. Within a group the predicted figures decide, those that the goal asks for first; where the goal is quality and nothing
+   else, what little the evidence says comes before them.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _grouped(workload: Workload, entries: list[Entry]) -> tuple[Entry, ...]:
     while left:
         group = [e for e in left if e.score >= left[0].score - NOISE_POINTS]
         left = left[len(group) :]
-        group.sort(key=lambda e: (_cost(workload, e), *_name(e)))
+        group.sort(key=lambda e: (-e.score if workload.goal == "quality" else 0.0, _cost(workload, e), *_name(e)))
         ranked += [replace(e, tie=tie) for e in group]
         tie += 1
     return tuple(ranked)

@@ -78,6 +78,9 @@ def prepare_config(
     if task is not None and task.has_head and getattr(config, "pad_token_id", None) is None:
         # Decoders that classify look for the last real token, and refuse batches without a pad token.
         config.pad_token_id = 0
+    if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
+        # A configuration written by hand may lack it; published ones have it, and no shape depends on it.
+        config.decoder_start_token_id = 0
     if num_layers is not None:
         _cut_depth(config, num_layers)
     return config

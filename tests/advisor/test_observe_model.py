@@ -182,3 +182,14 @@ def test_code_that_a_folder_brings_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError) as e:
         model_facts(tmp_path)
     assert e.value.codes == ("model-remote-code",)
+
+
+def test_a_seq2seq_configuration_without_a_start_token_is_traced_all_the_same() -> None:
+    from transformers import T5Config
+
+    import tunekit
+
+    config = T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=100)
+    advice = tunekit.advise(config, task="seq2seq", num_examples=500, mean_tokens=20, hardware="24GB", methods=["lora"])
+    assert advice.ranked[0].memory.fidelity == "traced"
+    assert not hasattr(config, "decoder_start_token_id") or config.decoder_start_token_id is None

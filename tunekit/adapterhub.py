@@ -264,7 +264,7 @@ def write(model: nn.Module, folder: str | Path, name: str = "default") -> Path:
     top, folder = task_model(model), Path(folder)
     config = config_of(model, name)
     raise_all(_model_faults(top.config.model_type, config), UnsupportedError)
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for site in sites(model):
         if name in site.adapters:
             path = f"{owner(model, site.at)}.adapters.{name}"

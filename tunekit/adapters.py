@@ -106,7 +106,7 @@ def set_adapter(model: nn.Module, *names: str) -> nn.Module:
         if len(names) != 1:
             raise UnsupportedError(_peft_only(f"{len(names)} active adapters", "name one"))
         _known_to_peft(model, names[0])
-        unwrapped(model).set_adapter(names[0])  # type: ignore[operator]
+        unwrapped(model).set_adapter(names[0])
         return model
     from tunekit import bottleneck
 
@@ -152,7 +152,7 @@ def delete_adapter(model: nn.Module, name: str) -> nn.Module:
         fix = "make another one active with `set_adapter` first"
         raise UnsupportedError(error("adapter-active", f"delete_adapter of {name!r}", "it is active", fix))
     if _is_peft(model):
-        unwrapped(model).delete_adapter(name)  # type: ignore[operator]
+        unwrapped(model).delete_adapter(name)
         return model
     bottleneck.remove_adapter(model, name)
     _heads(model).pop(name, None)
@@ -194,7 +194,7 @@ def add_weighted_adapter(
     if _is_peft(model):
         for name in adapters:
             _known_to_peft(model, name)
-        unwrapped(model).add_weighted_adapter(list(adapters), list(weights), adapter_name, combination_type="linear")  # type: ignore[operator]
+        unwrapped(model).add_weighted_adapter(list(adapters), list(weights), adapter_name, combination_type="linear")
         return model
     from tunekit import bottleneck
 
@@ -224,7 +224,7 @@ def adapter_names(model: nn.Module) -> tuple[str, ...]:
         ('default',)
     """
     if _is_peft(model):
-        return tuple(unwrapped(model).peft_config)  # type: ignore[arg-type]
+        return tuple(unwrapped(model).peft_config)
     from tunekit import bottleneck
 
     return bottleneck.names_of(model)
@@ -243,7 +243,7 @@ def active_adapters(model: nn.Module) -> tuple[str, ...]:
         ('default',)
     """
     if _is_peft(model):
-        return tuple(unwrapped(model).active_adapters)  # type: ignore[arg-type]
+        return tuple(unwrapped(model).active_adapters)
     from tunekit import bottleneck
 
     return next((site.active for site in bottleneck.sites(model)), ())
@@ -311,7 +311,7 @@ def _summed_heads(
     if not all(heads.get(name) for name in adapters):
         return {}
     return {
-        n: sum(w * heads[name][n].to(first.device) for name, w in zip(adapters, weights, strict=True))  # type: ignore[misc]
+        n: sum(w * heads[name][n].to(first.device) for name, w in zip(adapters, weights, strict=True))
         for n, first in heads[adapters[0]].items()
     }
 

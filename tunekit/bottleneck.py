@@ -189,7 +189,7 @@ def put_sites(model: nn.Module, where: tuple[Sublayer, ...]) -> None:
             block.add_module(CHILD, nn.ModuleDict())
         norm = None if at.norm is None else model.get_submodule(at.norm)
         site = Site(at, norm)
-        block._modules[CHILD][at.location] = site  # type: ignore[index]
+        block._modules[CHILD][at.location] = site
         model.get_submodule(at.entry).register_forward_pre_hook(partial(_remember, site), with_kwargs=True)
         model.get_submodule(at.exit).register_forward_hook(partial(_after, site))
         if norm is not None:

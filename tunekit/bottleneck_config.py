@@ -79,7 +79,7 @@ class BottleneckConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as a plain value."""
-        return {name: to_plain(getattr(self, name)) for name in hints(type(self))}
+        return {name: to_plain(getattr(self, name)) for name in hints(BottleneckConfig)}
 
     def faults(self, kind: str) -> list[Finding]:
         """Every value out of its range, for a configuration called `kind`."""

@@ -197,10 +197,10 @@ def _additions(trace: _Trace) -> Any:
 
     class Mode(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            ids = [trace.note(a) if isinstance(a, torch.Tensor) else None for a in args[:2]]
+            ids = [i for a in args[:2] if isinstance(a, torch.Tensor) and (i := trace.note(a)) is not None]
             out = func(*args, **(kwargs or {}))
             name = func._schema.name
-            if name in ("aten::add", "aten::add_") and len(ids) == 2 and None not in ids:
+            if name in ("aten::add", "aten::add_") and len(ids) == 2:
                 left, right = (tuple(a.shape) for a in args[:2])
                 made = trace.note(out)
                 if left == right and made is not None:

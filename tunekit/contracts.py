@@ -217,10 +217,25 @@ class Objective(Config):
 
     plain_trainer: ClassVar[bool] = False
     """Whether a Trainer without `TrainerMixin` computes it (a Trainer's own loss hook sees no inputs)."""
+    loops_over_rows: ClassVar[bool] = False
+    """Whether `loss` takes more operations the more rows there are (pieces of a fixed size), which the simulator must know."""
 
     def supports(self, model: ModelFacts, task: Task) -> Finding | None:
         """Why this cannot work, with the nearest thing that does, or None. Loads nothing."""
         return None
+
+    def ready(self, model: nn.Module, tokenizer: Any = None) -> None:
+        """Called by `TrainerMixin` once before training: reads what the loss needs, refuses what cannot work.
+
+        Args:
+            model: The prepared model.
+            tokenizer: The host's; None where it has none.
+        """
+        return
+
+    def beside(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        """Modules that take memory beside the model and never learn, such as a teacher."""
+        return ()
 
     @abstractmethod
     def loss(

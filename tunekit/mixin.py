@@ -43,6 +43,7 @@ class TrainerMixin:
         # Not `objective`: the host keeps the score of a hyperparameter search under that name.
         self.learning_objective = objective or Supervised()
         super().__init__(*args, **kwargs)
+        self.learning_objective.ready(self.model, getattr(self, "processing_class", None))  # type: ignore[attr-defined]
 
     def compute_loss(
         self,

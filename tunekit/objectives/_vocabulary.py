@@ -1,0 +1,120 @@
+"""Losses over a vocabulary in pieces: logits are made for a few positions at a time, twice, and never all at once."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tunekit.objectives._live import on_meta, unwrapped
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_CHANGES_LOGITS: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Models that do something to the logits after their output layer (a soft cap, a bias): theirs are made whole."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """What a language model says at every position: its last states and the layer that turns them into logits."""
+
+    states: torch.Tensor
+    """(rows, positions, width), or the logits themselves where `head` is None."""
+    head: Any
+    outputs: Any
+    """The model's own; with logits of the first position only where `head` is given."""
+
+    def last(self, positions: int) -> torch.Tensor:
+        """The states of the last `positions`, one a row of a matrix: soft prompts stand before the text."""
+        return self.states[:, -positions:].reshape(-1, self.states.shape[-1])
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """The logits of some states."""
+        return states if self.head is None else self.head(states)
+
+
+def answers(model: nn.Module, inputs: Mapping[str, Any], whole: bool = False) -> Answers:
+    """Runs a language model up to its output layer.
+
+    The layer is called with the first position only; that this is the last thing the model does is seen from its
+    logits being what the layer returned. Otherwise, or where `whole` is asked for, the logits are made whole.
+    """
+    inner = unwrapped(model)
+    head = inner.get_output_embeddings()
+    if not whole and head is not None and inner not in _CHANGES_LOGITS:
+        with _first_position_only(head) as seen:
+            outputs = model(**inputs)
+        if seen.is_the_end(outputs["logits"], on_meta(inner)):
+            return Answers(states=seen.states[0], head=head, outputs=outputs)
+        _CHANGES_LOGITS.add(inner)
+    outputs = model(**inputs)
+    return Answers(states=outputs["logits"], head=None, outputs=outputs)
+
+
+@dataclass(slots=True)
+class _Seen:
+    states: list[Any] = field(default_factory=list)
+    made: list[Any] = field(default_factory=list)
+
+    def is_the_end(self, logits: torch.Tensor, meta: bool) -> bool:
+        """Whether the model returned what the layer made of the first position."""
+        import torch
+
+        if len(self.made) != 1 or self.made[0].shape != logits.shape:
+            return False
+        return meta or torch.equal(self.made[0].detach().float(), logits.detach().float())
+
+
+@contextmanager
+def _first_position_only(head: nn.Module) -> Iterator[_Seen]:
+    """While it lasts, the layer gets the first position alone and the states of all are kept."""
+    seen = _Seen()
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        seen.states.append(args[0])
+        return (args[0][:, :1], *args[1:])
+
+    def after(_: nn.Module, args: tuple[Any, ...], made: Any) -> None:
+        seen.made.append(made)
+
+    handles = [head.register_forward_pre_hook(before), head.register_forward_hook(after)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def sum_in_pieces(piece: Callable[..., torch.Tensor], rows: tuple[torch.Tensor, ...], size: int) -> torch.Tensor:
+    """The sum of `piece` over slices of `size` rows; what a slice needs is made again for its gradient."""
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    total = None
+    for start in range(0, len(rows[0]), size):
+        part = [r[start : start + size] for r in rows]
+        made = checkpoint(piece, *part, use_reentrant=False) if torch.is_grad_enabled() else piece(*part)
+        total = made if total is None else total + made
+    assert total is not None
+    return total
+
+
+def decoder_targets(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
+    """For each position the token that follows; -100 where nothing does."""
+    from torch.nn.functional import pad
+
+    if getattr(unwrapped(model).config, "is_encoder_decoder", False):
+        return labels
+    return pad(labels[:, 1:], (0, 1), value=-100)
+
+
+def with_decoder_inputs(model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor) -> dict[str, Any]:
+    """The inputs, for an encoder-decoder with what its decoder reads: the labels moved by one."""
+    inner = unwrapped(model)
+    if not getattr(inner.config, "is_encoder_decoder", False) or "decoder_input_ids" in inputs:
+        return inputs
+    return {**inputs, "decoder_input_ids": inner.prepare_decoder_input_ids_from_labels(labels=labels)}

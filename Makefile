@@ -19,7 +19,7 @@ OLDEST_FREE := transformers|peft|huggingface-hub|tokenizers|sentence-transformer
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format types bench oldest clean
+.PHONY: help demo test test-all lint format types bench matrix oldest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,7 +50,10 @@ types: $(VENV)/.stamp-dev ## mypy, on a throw-away tree laid out as it is import
 	cd build/types && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p tunekit
 
 bench: $(VENV)/.stamp-test ## the benchmarks, each printing what it measured
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	@for file in $(filter-out benchmarks/matrix.py benchmarks/gpu_%,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+matrix: $(VENV)/.stamp-test ## every method x architecture x task, run; writes docs/matrix.md (PEFT=1 runs plain PEFT's half too)
+	$(BIN)/python benchmarks/matrix.py --jobs $(JOBS) $(if $(PEFT),--peft)
 
 oldest: $(OLD_VENV)/.stamp-oldest ## the covering tests with the oldest supported transformers and peft
 	$(OLD_BIN)/python -m pytest -n $(JOBS) $(PYTEST)

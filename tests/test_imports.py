@@ -85,6 +85,7 @@ ROWS: dict[str, set[str]] = {
     },
     "tunekit.advisor.rules": {*NOUNS, "tunekit.advisor.rule"},
     "tunekit.checkpoint": NOUNS,
+    "tunekit.out_of_memory": NOUNS,
     "tunekit.saving": {*NOUNS, "tunekit.checkpoint"},
     "tunekit.callbacks": {*NOUNS, "tunekit.preflight", "tunekit.checkpoint"},
 }

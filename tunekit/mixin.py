@@ -13,7 +13,8 @@ from transformers.trainer_utils import rotate_checkpoints
 from tunekit.attach import prepared
 from tunekit.checkpoint import last_checkpoint
 from tunekit.contracts import Objective
-from tunekit.objectives.supervised import Supervised
+from tunekit.objectives.supervised import Supervised, num_supervised
+from tunekit.out_of_memory import OomRecovery
 from tunekit.sampler import GroupedByLength, row_lengths
 from tunekit.saving import save_atomically
 
@@ -21,9 +22,11 @@ from tunekit.saving import save_atomically
 class TrainerMixin:
     """The objective's loss, the method's optimizer groups and atomic checkpoints inside any Trainer.
 
-    Put it before the trainer class. A checkpoint is written aside, flushed to the disk and renamed, so that a run that is
-    killed leaves whole ones only; `train(resume_from_checkpoint=True)` takes the newest whole one. On a model that `tunekit.prepare` returned, the optimizer gets the method's groups
-    (LoRA+ and discriminative learning rates live there); on any other model nothing changes but the loss.
+    Put it before the trainer class. A checkpoint is written aside, flushed to the disk and renamed, so that a run that
+    is killed leaves whole ones only; `train(resume_from_checkpoint=True)` takes the newest whole one. A batch that
+    does not fit into memory is split in two and gives the same update (one process, without DeepSpeed). On a model
+    that `tunekit.prepare` returned, the optimizer gets the method's groups (LoRA+ and discriminative learning rates
+    live there); on any other model nothing changes but the loss.
 
     Args:
         objective: What is minimised; `Supervised` when None.
@@ -42,6 +45,8 @@ class TrainerMixin:
     def __init__(self, *args: Any, objective: Objective | None = None, **kwargs: Any) -> None:
         # Not `objective`: the host keeps the score of a hyperparameter search under that name.
         self.learning_objective = objective or Supervised()
+        self.oom_recovery = OomRecovery()
+        self._share = 1.0
         super().__init__(*args, **kwargs)
         self.learning_objective.ready(self.model, getattr(self, "processing_class", None))  # type: ignore[attr-defined]
 
@@ -53,6 +58,10 @@ class TrainerMixin:
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The objective's loss, exact under accumulation and over ranks."""
+        if self._share != 1.0 and num_items_in_batch is None:
+            share, self._share = self._share, 1.0
+            made = self.compute_loss(model, inputs, return_outputs, None)
+            return (made[0] * share, made[1]) if return_outputs else made * share
         plain = isinstance(self.learning_objective, Supervised)
         if plain and not self._own_loss_is_ours():
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
@@ -69,6 +78,37 @@ class TrainerMixin:
         host = next(c for c in type(self).__mro__ if "compute_loss" in vars(c) and c is not TrainerMixin)
         smoothed = getattr(self, "label_smoother", None) is not None
         return host is Trainer and not smoothed and self.compute_loss_func is None and self.args.n_gpu <= 1  # type: ignore[attr-defined]
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """The host's step; a batch that does not fit is split in two, where the two halves give the same update."""
+        host = super().training_step  # type: ignore[misc]
+        if not self._splits_exactly(num_items_in_batch):
+            return host(model, inputs, num_items_in_batch)
+
+        def part(piece: Any, share: float) -> torch.Tensor:
+            self._share = share
+            try:
+                return host(model, piece, num_items_in_batch)
+            finally:
+                self._share = 1.0
+
+        def weigh(piece: Any) -> int:
+            labels = piece.get("labels")
+            items = int(num_supervised(model, labels)) if labels is not None and not labels.is_floating_point() else 0
+            return items or max(len(v) for v in piece.values() if getattr(v, "ndim", 0))
+
+        return self.oom_recovery.run(self.state.global_step, inputs, part, model.zero_grad, weigh)  # type: ignore[attr-defined]
+
+    def _splits_exactly(self, num_items_in_batch: Any) -> bool:
+        """Whether two halves of a batch add up to the update of the whole.
+
+        DeepSpeed fixes the micro-batch, other ranks would wait for gradients that never come, the host's own search for
+        a batch size wants the error, and a loss of somebody else's may weigh as it likes.
+        """
+        args, kind = self.args, str(self.accelerator.distributed_type)  # type: ignore[attr-defined]
+        alone = args.world_size == 1 and args.n_gpu <= 1 and not kind.endswith(("DEEPSPEED", "FSDP"))
+        ours = not isinstance(self.learning_objective, Supervised) or self._own_loss_is_ours()
+        return alone and ours and not args.auto_find_batch_size
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The host's optimizer over the method's parameter groups."""

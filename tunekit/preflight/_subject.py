@@ -78,7 +78,7 @@ class Subject:
     @property
     def config(self) -> Any:
         """Its configuration, of the text part where there are several; None for a model that has none."""
-        config = getattr(self.task_model, "config", None)
+        config: Any = getattr(self.task_model, "config", None)
         return config.get_text_config() if hasattr(config, "get_text_config") else config
 
     @property

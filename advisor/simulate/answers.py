@@ -37,8 +37,14 @@ class Cost(NamedTuple):
 
     def share(self, share: float) -> Cost:
         """A part of the cost, between 0 and 1."""
+        flops, num_bytes = round(share * self.flops), round(share * self.num_bytes)
         return Cost(
-            self.name, *(round(share * n) for n in self[1:3]), self.dtype, *(round(share * n) for n in self[4:])
+            self.name,
+            flops,
+            num_bytes,
+            self.dtype,
+            round(share * self.fixed_flops),
+            round(share * self.fixed_bytes),
         )
 
     def at_rows(self, rows: int) -> Cost:

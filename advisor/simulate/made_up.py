@@ -62,9 +62,9 @@ def _exchange(model: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) 
         for held in (module._parameters, module._buffers, vars(module)):
             for name, value in list(held.items()):
                 if isinstance(value, torch.Tensor):
-                    held[name] = new(value)  # type: ignore[index]
+                    held[name] = new(value)
                 elif type(value) is dict and not name.startswith("_"):
-                    held[name] = {k: new(v) for k, v in value.items()}  # type: ignore[index]
+                    held[name] = {k: new(v) for k, v in value.items()}
     return made
 
 

@@ -97,4 +97,4 @@ def _span_ends(student: Any, teacher: Any, inputs: Mapping[str, torch.Tensor], s
         if mask is not None:
             s, t = (logits.masked_fill(mask == 0, -1e9) for logits in (s, t))
         softs.append(soft(s, t))
-    return Losses(sum(softs) / 2, sum(hards) / 2, torch.ones_like(hards[0], dtype=torch.bool))  # type: ignore[arg-type]
+    return Losses(sum(softs) / 2, sum(hards) / 2, torch.ones_like(hards[0], dtype=torch.bool))

@@ -79,7 +79,7 @@ class Subject:
     def config(self) -> Any:
         """Its configuration, of the text part where there are several; None for a model that has none."""
         config: Any = getattr(self.task_model, "config", None)
-        return config.get_text_config() if hasattr(config, "get_text_config") else config
+        return config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
 
     @property
     def writes(self) -> bool:

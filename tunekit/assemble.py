@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tunekit.admission import admit, sharded_arguments
 from tunekit.attach import prepare
 from tunekit.data.collate import collator as task_collator
 from tunekit.discovery import find
-from tunekit.errors import OccupiedError, UnsupportedError, raise_all
+from tunekit.errors import raise_all
 from tunekit.finding import error
 from tunekit.host import training_arguments
 from tunekit.material import gather
 from tunekit.plan import Plan
 from tunekit.pretrained import load_model
+from tunekit.sharding import whole_weights
 from tunekit.task import Task
 from tunekit.workload import Goal
 
@@ -72,27 +73,25 @@ def trainer(
     from tunekit.mixin import TunekitSeq2SeqTrainer, TunekitTrainer
 
     task = Task.named(plan.task)
-    check_world(plan)
-    check_output(plan, overwrite)
-    if model is None:
-        check_supported(plan)
+    admit(plan, overwrite=overwrite, loads=model is None, has_rows=train_dataset is not None)
     material = gather(plan, train_dataset, eval_dataset)
     cpu = not torch.cuda.is_available()
     args = training_arguments(
         plan.replace(problem_type=material.problem_type),
         evaluates=material.eval is not None,
         cpu=cpu,
-        overrides=arguments,
+        overrides=sharded_arguments(plan, arguments, cpu=cpu),
     )
     mine = model is None
-    if mine:
-        model = load_model(
-            plan, num_labels=material.num_labels, label_names=material.label_names, problem_type=material.problem_type,
-            pad_token_id=material.tokenizer.pad_token_id,
-        )  # fmt: skip
-    if prepared(model) is None:
-        # Nobody else holds a model loaded here, so nobody will want it back.
-        model = prepare(model, plan.method, task, reversible=not mine)
+    with whole_weights():
+        if mine:
+            model = load_model(
+                plan, num_labels=material.num_labels, label_names=material.label_names, problem_type=material.problem_type,
+                pad_token_id=material.tokenizer.pad_token_id,
+            )  # fmt: skip
+        if prepared(model) is None:
+            # Nobody else holds a model loaded here, so nobody will want it back.
+            model = prepare(model, plan.method, task, reversible=not mine)
     compute, preprocess = metrics(task, material.problem_type, material.label_names)
     cls = TunekitSeq2SeqTrainer if task.name == "seq2seq" else TunekitTrainer
     made = cls(
@@ -112,85 +111,6 @@ def trainer(
         made.remove_callback(ProgressCallback)
         made.remove_callback(PrinterCallback)
     return made
-
-
-def check_world(plan: Plan) -> None:
-    """Refuses a run whose processes are not those of the plan.
-
-    Raises:
-        UnsupportedError: `world-size`, naming the command that starts the right number; `sharding-unsupported`.
-    """
-    live = int(os.environ.get("WORLD_SIZE", "1"))
-    if live != plan.num_processes:
-        raise UnsupportedError(
-            error(
-                "world-size", f"{live} running process{'es' if live > 1 else ''} with `num_processes: {plan.num_processes}`",
-                "every process must know how many share the work",
-                f"start `accelerate launch --num_processes {plan.num_processes} -m tunekit train plan.yaml`"
-                if plan.num_processes > 1
-                else f"set `num_processes: {live}` and `sharding: ddp`, or start one process",
-            )
-        )  # fmt: skip
-    if plan.sharding not in (None, "ddp"):
-        raise UnsupportedError(
-            error(
-                "sharding-unsupported",
-                f"`sharding: {plan.sharding}`",
-                "this version starts one process or DDP",
-                "set `sharding: ddp`, or hand the prepared model to a Trainer with your own DeepSpeed or FSDP configuration",
-            )
-        )
-
-
-def check_supported(plan: Plan) -> None:
-    """Refuses what cannot work with the plan's model, from its configuration: no weights are read.
-
-    Raises:
-        UnsupportedError: what the method or the objective refuses, and `architecture-no-checkpointing`.
-    """
-    from tunekit.advisor.observe.model import model_facts
-
-    facts, task = model_facts(plan.model, plan.revision), Task.named(plan.task)
-    refused = [
-        plan.method.supports(facts, task, plan.objective, plan.quantization, plan.sharding),
-        plan.objective.supports(facts, task) if plan.objective is not None else None,
-    ]
-    if plan.activation_checkpointing and not facts.can_checkpoint:
-        refused.append(
-            error(
-                "architecture-no-checkpointing", f"`activation_checkpointing: true` with a `{facts.model_type}` model",
-                "transformers has none for this architecture", "set `activation_checkpointing: false`",
-            )
-        )  # fmt: skip
-    raise_all([finding for finding in refused if finding is not None], UnsupportedError)
-
-
-def check_output(plan: Plan, overwrite: bool = False) -> None:
-    """Refuses to write into a folder that holds something.
-
-    Raises:
-        OccupiedError: `output-occupied`.
-    """
-    folder = Path(plan.output_dir)
-    lowest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not lowest.is_dir():
-        raise OccupiedError(
-            error(
-                "output-occupied",
-                f"output folder {plan.output_dir!r}",
-                f"{lowest.name!r} is a file",
-                "set `output_dir` to another folder",
-            )
-        )
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise OccupiedError(
-            error(
-                "output-occupied",
-                f"output folder {plan.output_dir!r}",
-                "it is not empty",
-                "set `output_dir` to a new folder, or allow overwriting (`--overwrite`, `overwrite=True`)",
-            )
-        )
 
 
 def optimizer(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:

@@ -49,11 +49,12 @@ def check(trainer_or_plan: Any) -> tuple[Finding, ...]:
 
 def _check_plan(plan: Plan) -> tuple[Finding, ...]:
     """What the plan itself, the folder and the launch say; then the Trainer that it becomes."""
-    from tunekit.assemble import check_output, check_supported, check_world, trainer
+    from tunekit.admission import check_output, check_sharding, check_supported, check_world
+    from tunekit.assemble import trainer
     from tunekit.preflight import inspect, of_trainer
 
     found: list[Finding] = []
-    for look in (check_world, check_output, check_supported):
+    for look in (check_world, check_sharding, check_output, check_supported):
         try:
             look(plan)
         except TunekitError as e:

@@ -1,0 +1,237 @@
+"""`tunekit launch`: start the processes of a plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tunekit.cli.session import Answer, AsJson, Verbose, command, say
+
+if TYPE_CHECKING:
+    from tunekit.plan import Plan
+
+_CPU_DEFAULTS = {"OMP_NUM_THREADS": "1"}
+_PORT = 29500
+
+
+@command
+def answer(
+    plan: Annotated[str, typer.Argument(help="A plan file with `data`.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the plan to change.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write the files, print the command, start nothing.")
+    ] = False,
+    num_machines: Annotated[
+        int | None, typer.Option(min=1, help="Machines that share the run; instead of the plan's.")
+    ] = None,
+    machine_rank: Annotated[int, typer.Option(min=0, help="Which of them this one is.")] = 0,
+    main_process_ip: Annotated[str | None, typer.Option(help="Address of machine 0.")] = None,
+    main_process_port: Annotated[
+        int | None, typer.Option(help="Port there; by default a free one, 29500 over machines.")
+    ] = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Write a Slurm script too, and start nothing: hand it to sbatch.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into an output folder that is not empty.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> Answer:
+    """Write the launch files of a plan beside it, say the exact command, and run it.
+
+    The files lie in a folder named after the plan (`plan.launch/`) and are written anew each time. Without a GPU the
+    processes run on the CPU. Over several machines the command is started once on each.
+
+    [dim]Example:[/dim] tunekit launch plan.yaml --dry-run
+    """  # fmt: skip
+    from tunekit.advisor.observe.hardware import cuda_here
+    from tunekit.cli.values import read_plan
+
+    asked = [*(changes or ()), *([f"num_machines={num_machines}"] if num_machines is not None else [])]
+    read = read_plan(plan, asked)
+    starts = not (dry_run or slurm)
+    _check(read, machine_rank, main_process_ip, overwrite=overwrite or resume, starts=starts, slurm=slurm)
+    # Another machine will run a script or a dry run's command; it is taken to have GPUs only if this one has.
+    cpu = cuda_here() is None
+    flags = [
+        *asked,
+        *(["--overwrite"] if overwrite else []),
+        *(["--resume"] if resume else []),
+        *(["--verbose"] if verbose else []),
+    ]
+    folder = Path(plan).resolve().with_suffix(".launch")
+    environment, words = (
+        _environment(read, cpu),
+        _command(read, folder, [plan, *flags], machine_rank, main_process_ip, main_process_port),
+    )
+    files = write_files(read, folder, cpu=cpu)
+    if slurm:
+        files.append(
+            _write(folder / "slurm.sh", slurm_script(read, environment, folder, [plan, *flags], main_process_port))
+        )
+    line = shlex.join([*(f"{k}={v}" for k, v in environment.items()), *words])
+    data = {
+        "kind": "tunekit-launch",
+        "files": [str(f) for f in files],
+        "environment": environment,
+        "command": words,
+        "exit": None,
+    }
+    told = "\n".join([*(f"wrote {f}" for f in files), f"sbatch {files[-1]}" if slurm else line])
+    if not starts:
+        return Answer(data=data, text=lambda: told)
+    say(told)
+    code = _start(words, environment)
+    if code:
+        typer.echo(f"error: a process of the run ended with exit code {code}; what it said stands above", err=True)
+        raise typer.Exit(2 if code == 2 else 1)
+    return Answer(data={**data, "exit": code})  # fmt: skip
+
+
+def _check(plan: Plan, rank: int, address: str | None, *, overwrite: bool, starts: bool, slurm: bool) -> None:
+    """What needs no torch; each process checks the rest before it loads anything."""
+    from tunekit.admission import check_data, check_output, check_sharding
+    from tunekit.errors import InvalidError, raise_all
+    from tunekit.finding import error
+
+    faults = []
+    if rank >= plan.num_machines:
+        faults.append(
+            error(
+                "launch-rank",
+                f"--machine-rank {rank} of {plan.num_machines}",
+                "machines are counted from 0",
+                f"use 0 to {plan.num_machines - 1}",
+            )
+        )
+    if starts and plan.num_machines > 1 and address is None:
+        faults.append(
+            error(
+                "launch-address",
+                f"{plan.num_machines} machines",
+                "they must know where the first one is",
+                "give `--main-process-ip`, or `--slurm`",
+            )
+        )
+    raise_all(faults, InvalidError)
+    check_data(plan)
+    check_sharding(plan)
+    if starts and rank == 0:
+        check_output(plan, overwrite)  # fmt: skip
+
+
+def write_files(plan: Plan, folder: Path, *, cpu: bool) -> list[Path]:
+    """accelerate's YAML and, for ZeRO, DeepSpeed's JSON.
+
+    Args:
+        plan: The plan.
+        folder: Where to; made where it does not exist.
+        cpu: Whether the processes stay on the CPU.
+    """
+    import yaml
+
+    from tunekit.sharding import accelerate_config, deepspeed_config, zero_stage
+
+    folder.mkdir(exist_ok=True)
+    file = folder / "deepspeed.json"
+    if zero_stage(plan) is None:
+        config = accelerate_config(plan, cpu=cpu)
+        return [_write(folder / "accelerate.yaml", yaml.safe_dump(config, sort_keys=False))]
+    config = accelerate_config(plan, cpu=cpu, deepspeed_file=str(file))
+    return [
+        _write(file, json.dumps(deepspeed_config(plan), indent=2) + "\n"),
+        _write(folder / "accelerate.yaml", yaml.safe_dump(config, sort_keys=False)),
+    ]
+
+
+def _write(path: Path, text: str) -> Path:
+    from tunekit.files import write_text
+
+    write_text(path, text)
+    return path
+
+
+def _environment(plan: Plan, cpu: bool) -> dict[str, str]:
+    from tunekit.sharding import launch_environment
+
+    needed = launch_environment(plan, cpu=cpu)
+    # Each rank would otherwise take every core; accelerate says so at every start.
+    return {**needed, **({} if "OMP_NUM_THREADS" in os.environ or not needed else _CPU_DEFAULTS)}
+
+
+def _command(
+    plan: Plan, folder: Path, train: Sequence[str], rank: int, address: str | None, port: int | None
+) -> list[str]:
+    """What starts the processes of this machine."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml")]
+    if plan.num_machines > 1:
+        launcher += ["--machine_rank", str(rank), "--main_process_ip", address or "ADDRESS_OF_MACHINE_0"]
+    if plan.num_processes > 1:
+        launcher += ["--main_process_port", str(port if port is not None else _PORT if plan.num_machines > 1 else 0)]
+    return [*launcher, "-m", "tunekit", "train", *train]
+
+
+def slurm_script(
+    plan: Plan, environment: Mapping[str, str], folder: Path, train: Sequence[str], port: int | None
+) -> str:
+    """A script for sbatch: one task a machine, which starts that machine's processes.
+
+    Args:
+        plan: The plan.
+        environment: Variables that the processes need.
+        folder: Where the launch files lie, on a disk that all machines see.
+        train: What `tunekit train` is called with.
+        port: Port of machine 0; None: 29500.
+    """
+    here = plan.num_processes // plan.num_machines
+    launcher = [
+        "accelerate",
+        "launch",
+        "--config_file",
+        str(folder / "accelerate.yaml"),
+        "--main_process_port",
+        str(port or _PORT),
+    ]
+    rest = shlex.join([*launcher, "-m", "tunekit", "train", *train])
+    head, tail = rest.split(" -m tunekit", 1)
+    inner = f"{head} --machine_rank $SLURM_NODEID --main_process_ip $MAIN -m tunekit{tail}"
+    gpus = [] if "ACCELERATE_USE_CPU" in environment else [f"#SBATCH --gpus-per-node={here}"]
+    lines = [
+        "#!/bin/bash",
+        f"#SBATCH --job-name={folder.stem}",
+        f"#SBATCH --nodes={plan.num_machines}",
+        "#SBATCH --ntasks-per-node=1",
+        *gpus,
+        f"#SBATCH --output={folder / 'slurm-%j.out'}",
+        "",
+        f"cd {shlex.quote(os.getcwd())}",
+        *(f"export {name}={value}" for name, value in environment.items()),
+        'export MAIN="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
+        f"srun bash -c {shlex.quote(inner)}",
+        "",
+    ]
+    return "\n".join(lines)  # fmt: skip
+
+
+def _start(words: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Runs the command in this process's place as far as its output goes; an interruption reaches the ranks too."""
+    import subprocess
+
+    process = subprocess.Popen(words, env={**os.environ, **environment})
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        # The terminal has sent it to the whole group; the launcher ends its ranks.
+        process.wait()
+        raise

@@ -1,0 +1,237 @@
+"""How several processes share the work: DeepSpeed's, FSDP's and accelerate's settings from a plan, every value resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tunekit.finding import Finding, error
+from tunekit.plan import Plan
+
+BUCKET_ELEMENTS = 20_000_000
+"""Elements that are sent at once: 40 MB in 16 bits, beyond DDP's 25 MiB, where links are already busy."""
+
+_ZERO = {"zero1": 1, "zero2": 2, "zero3": 3}
+_WHOLE_BASE = ("zero3", "fsdp", "fsdp-hybrid")
+
+
+def zero_stage(plan: Plan) -> int | None:
+    """The ZeRO stage of a plan; None where DeepSpeed has no part in it.
+
+    Example:
+        >>> import tunekit
+        >>> plan = tunekit.Plan(model="m", task="causal-lm", method=tunekit.methods.Lora(), num_processes=2, sharding="zero3")
+        >>> zero_stage(plan), zero_stage(plan.replace(sharding="ddp"))
+        (3, None)
+    """
+    return _ZERO.get(plan.sharding or "")
+
+
+def deepspeed_config(plan: Plan) -> dict[str, Any]:
+    """DeepSpeed's JSON for a plan with `sharding: zero1`, `zero2` or `zero3`; no value is left to `auto`.
+
+    The optimizer and the schedule are the Trainer's, so that a method's parameter groups (LoRA+, discriminative rates)
+    stay what they are; with offloading they therefore run as torch code on the host.
+
+    Args:
+        plan: The plan.
+
+    Example:
+        >>> import tunekit
+        >>> plan = tunekit.Plan(model="m", task="causal-lm", method=tunekit.methods.Full(), num_processes=4, sharding="zero2")
+        >>> config = deepspeed_config(plan)
+        >>> config["train_batch_size"], config["zero_optimization"]["stage"], config["bf16"]
+        (32, 2, {'enabled': False})
+
+    References:
+        Rajbhandari et al., ZeRO: Memory Optimizations Toward Training Trillion Parameter Models, 2020.
+    """
+    assert zero_stage(plan) is not None, f"{plan.sharding} is not DeepSpeed's"
+    return {
+        "train_batch_size": plan.effective_batch_size,
+        "train_micro_batch_size_per_gpu": plan.per_device_train_batch_size,
+        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
+        "gradient_clipping": plan.max_grad_norm,
+        "bf16": {"enabled": plan.mixed_precision == "bf16"},
+        "fp16": {"enabled": plan.mixed_precision == "fp16", "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000,
+                 "hysteresis": 2, "min_loss_scale": 1},
+        "zero_optimization": _zero(plan),
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+    }  # fmt: skip
+
+
+def _zero(plan: Plan) -> dict[str, Any]:
+    stage = zero_stage(plan)
+    shared = {
+        "stage": stage,
+        "overlap_comm": stage == 3,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": BUCKET_ELEMENTS,
+        "allgather_partitions": True,
+        "allgather_bucket_size": BUCKET_ELEMENTS,
+        **_offload(plan),
+    }
+    if stage != 3:
+        return shared
+    return shared | {
+        "sub_group_size": 10**9,
+        "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
+        "stage3_param_persistence_threshold": 100_000,
+        "stage3_max_live_parameters": 10**9,
+        "stage3_max_reuse_distance": 10**9,
+        # What is saved is whole.
+        "stage3_gather_16bit_weights_on_model_save": True,
+    }
+
+
+def _offload(plan: Plan) -> dict[str, Any]:
+    """Where the optimizer's state lies, and with `offload: parameters` the weights too."""
+    if plan.offload is None:
+        return {}
+    where: dict[str, Any] = {"device": "cpu", "pin_memory": True}
+    if plan.offload_to != "cpu":
+        where |= {"device": "nvme", "nvme_path": plan.offload_to}
+    names = ("offload_optimizer", "offload_param") if plan.offload == "parameters" else ("offload_optimizer",)
+    return {name: dict(where) for name in names}
+
+
+def fsdp_config(plan: Plan, block_class: str) -> dict[str, Any]:
+    """FSDP 2's settings for a plan with `sharding: fsdp` or `fsdp-hybrid`, for a Trainer of your own.
+
+    Args:
+        plan: The plan.
+        block_class: The class of the model's blocks, such as `LlamaDecoderLayer`: each is sharded as a unit.
+
+    Example:
+        >>> import tunekit
+        >>> plan = tunekit.Plan(model="m", task="causal-lm", method=tunekit.methods.Full(), num_processes=4, sharding="fsdp")
+        >>> fsdp_config(plan, "LlamaDecoderLayer")["reshard_after_forward"]   # TrainingArguments(fsdp=True, fsdp_config=...)
+        True
+
+    References:
+        Zhao et al., PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel, 2023.
+    """
+    assert plan.sharding in ("fsdp", "fsdp-hybrid"), f"{plan.sharding} is not FSDP's"
+    return {
+        "version": 2,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "transformer_layer_cls_to_wrap": [block_class],
+        "reshard_after_forward": True,
+        "cpu_offload": False,
+        "cpu_ram_efficient_loading": False,
+        "state_dict_type": "FULL_STATE_DICT",
+        "activation_checkpointing": plan.activation_checkpointing,
+    }
+
+
+def accelerate_config(plan: Plan, *, cpu: bool, deepspeed_file: str | None = None) -> dict[str, Any]:
+    """accelerate's YAML, the same on every machine: rank and address of a machine are said on the command line.
+
+    On the CPU it must not say so: accelerate 1.15 starts one process then, whatever number it is told. The environment
+    says it instead (`launch_environment`). Beside DeepSpeed's file accelerate refuses `mixed_precision`.
+
+    Args:
+        plan: The plan.
+        cpu: Whether the processes stay on the CPU.
+        deepspeed_file: Where DeepSpeed's JSON lies, for the ZeRO stages.
+
+    Example:
+        >>> import tunekit
+        >>> plan = tunekit.Plan(model="m", task="causal-lm", method=tunekit.methods.Lora(), num_processes=2, sharding="ddp")
+        >>> accelerate_config(plan, cpu=True)["distributed_type"]
+        'MULTI_GPU'
+    """
+    config: dict[str, Any] = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "NO" if plan.num_processes == 1 else "MULTI_GPU",
+        "num_machines": plan.num_machines,
+        "num_processes": plan.num_processes,
+        "machine_rank": 0,
+        "rdzv_backend": "static",
+        "same_network": True,
+        "main_training_function": "main",
+        "use_cpu": cpu and plan.num_processes == 1,
+        "debug": False,
+    }
+    if zero_stage(plan) is None:
+        return config | {"mixed_precision": plan.mixed_precision or "no"}
+    assert deepspeed_file is not None, "ZeRO needs DeepSpeed's file"
+    deepspeed: dict[str, Any] = {"deepspeed_config_file": deepspeed_file, "zero3_init_flag": False}
+    if plan.num_machines > 1:
+        # Started once a machine, by hand or by Slurm; DeepSpeed's own launcher would want to log in to the others.
+        deepspeed["deepspeed_multinode_launcher"] = "standard"
+    return config | {"distributed_type": "DEEPSPEED", "deepspeed_config": deepspeed}
+
+
+def launch_environment(plan: Plan, *, cpu: bool) -> dict[str, str]:
+    """Environment variables that the processes of a plan need.
+
+    Example:
+        >>> import tunekit
+        >>> plan = tunekit.Plan(model="m", task="causal-lm", method=tunekit.methods.Lora(), num_processes=2, sharding="zero2")
+        >>> launch_environment(plan, cpu=True)
+        {'ACCELERATE_USE_CPU': 'true', 'DS_ACCELERATOR': 'cpu'}
+    """
+    if not cpu or plan.num_processes == 1:
+        return {}
+    return {"ACCELERATE_USE_CPU": "true", **({"DS_ACCELERATOR": "cpu"} if zero_stage(plan) is not None else {})}
+
+
+def sharding_faults(plan: Plan) -> list[Finding]:
+    """Why the plan's quantisation, precision and optimizer cannot go with its sharding; nothing is loaded.
+
+    Example:
+        >>> import tunekit
+        >>> plan = tunekit.Plan(model="m", task="causal-lm", method=tunekit.methods.Lora(), num_processes=2, sharding="zero3")
+        >>> [f.code for f in sharding_faults(plan.replace(quantization="nf4"))]
+        ['quantized-sharding']
+    """
+    way = "set `sharding: ddp`, or `quantization: null`"
+    rules = (
+        (
+            plan.sharding in ("fsdp", "fsdp-hybrid"),
+            "sharding-unsupported", f"`sharding: {plan.sharding}`", "this version runs DDP and ZeRO",
+            "set `sharding: zero3`, which divides the same, or hand the prepared model to a Trainer with `tunekit.sharding.fsdp_config`",
+        ),
+        (
+            plan.quantization is not None and plan.sharding in _WHOLE_BASE,
+            "quantized-sharding", f"`quantization: {plan.quantization}` with `sharding: {plan.sharding}`",
+            "quantised weights are packed bytes with their constants beside them, which are not divided over ranks", way,
+        ),
+        (
+            plan.offload is not None and plan.offload_to != "cpu",
+            "offload-disk", f"`offload_to: {plan.offload_to}`", "this version offloads to host memory only", "set `offload_to: cpu`",
+        ),
+        (
+            plan.offload is not None and any(word in plan.optim for word in ("8bit", "4bit", "paged", "fused")),
+            "offload-optim", f"`offload: {plan.offload}` with `optim: {plan.optim}`", "its kernels run on the device, the offloaded state lies on the host",
+            "set `optim: adamw_torch`",
+        ),
+    )  # fmt: skip
+    return [error(*finding) for broken, *finding in rules if broken]
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Within it transformers loads whole weights, under ZeRO-3 too; DeepSpeed divides them when training starts.
+
+    A method reads shapes and values of the weights that it changes, which a shard does not have.
+    """
+    import sys
+
+    if "transformers.integrations.deepspeed" not in sys.modules:
+        yield
+        return
+    from transformers.integrations import deepspeed
+
+    kept = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from tunekit.cli.main import app
 
-COMMANDS = ("advise", "estimate", "check", "train", "report", "methods", "explain", "demo")
+COMMANDS = ("advise", "estimate", "check", "train", "launch", "report", "methods", "explain", "demo")
 
 
 def call(*args: object) -> Any:

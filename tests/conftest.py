@@ -17,6 +17,7 @@ os.environ |= {
     "HF_HOME": tempfile.mkdtemp(prefix="tunekit-tests-"),
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
+    "DS_ACCELERATOR": "cpu",  # DeepSpeed prints what it guesses otherwise
     "COLUMNS": "120",
 }
 

@@ -151,8 +151,8 @@ class BottleneckAdapter(Method):
 
     @classmethod
     def candidates(cls, workload: Workload) -> tuple[Method, ...]:
-        """Pfeiffer's and the parallel adapter: the smallest, and the one nearest to full fine-tuning."""
-        return (cls(), cls(variant="parallel"))
+        """Pfeiffer's, the smallest, and the parallel one, nearest to full fine-tuning where it was compared: not on decoders."""
+        return (cls(),) if workload.model.side == "decoder" else (cls(), cls(variant="parallel"))
 
     def recipe(self, workload: Workload) -> Recipe:
         """Rates of about 1e-4 on large and 1e-3 on small models, over twice LoRA's passes at most."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tunekit.advice import Entry
-from tunekit.contracts import Method, Recipe
+from tunekit.contracts import Method, Recipe, learnt_form
 from tunekit.discovery import everything, find
 from tunekit.errors import TunekitError, raise_all
 from tunekit.finding import Finding, error
@@ -166,6 +166,7 @@ def _data_spec(workload: Workload) -> DataSpec | None:
 
 def refusal(workload: Workload, plan: Plan) -> Finding | None:
     """Why the plan's method cannot work under the plan's quantisation and sharding, or None."""
+    form = learnt_form(plan.objective, workload.task, workload.model.side)
     return plan.method.supports(
-        workload.model, workload.task, plan.objective, quantization=plan.quantization, sharding=plan.sharding
+        workload.model, form, plan.objective, quantization=plan.quantization, sharding=plan.sharding
     )

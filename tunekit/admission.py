@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunekit.contracts import learnt_form
 from tunekit.errors import InvalidError, MissingPackageError, OccupiedError, UnsupportedError, raise_all
 from tunekit.finding import Finding, error
 from tunekit.plan import Plan
@@ -139,7 +140,9 @@ def check_supported(plan: Plan) -> None:
 
     facts, task = model_facts(plan.model, plan.revision), Task.named(plan.task)
     refused = [
-        plan.method.supports(facts, task, plan.objective, plan.quantization, plan.sharding),
+        plan.method.supports(
+            facts, learnt_form(plan.objective, task, facts.side), plan.objective, plan.quantization, plan.sharding
+        ),
         plan.objective.supports(facts, task) if plan.objective is not None else None,
     ]
     if plan.activation_checkpointing and not facts.can_checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,8 +16,9 @@ from tunekit.finding import error
 from tunekit.host import training_arguments
 from tunekit.material import gather
 from tunekit.plan import Plan
-from tunekit.pretrained import load_model
+from tunekit.pretrained import load_model, read_side
 from tunekit.sharding import whole_weights
+from tunekit.structure import side_of, task_model
 from tunekit.task import Task
 from tunekit.workload import Goal
 
@@ -74,24 +76,25 @@ def trainer(
 
     task = Task.named(plan.task)
     admit(plan, overwrite=overwrite, loads=model is None, has_rows=train_dataset is not None)
+    form = _form(plan, task, model)
     material = gather(plan, train_dataset, eval_dataset)
     cpu = not torch.cuda.is_available()
     args = training_arguments(
         plan.replace(problem_type=material.problem_type),
         evaluates=material.eval is not None,
         cpu=cpu,
-        overrides=sharded_arguments(plan, arguments, cpu=cpu),
+        overrides=sharded_arguments(plan, _kept_columns(plan, arguments), cpu=cpu),
     )
     mine = model is None
     with whole_weights():
         if mine:
             model = load_model(
-                plan, num_labels=material.num_labels, label_names=material.label_names, problem_type=material.problem_type,
+                plan, form=form, num_labels=material.num_labels, label_names=material.label_names, problem_type=material.problem_type,
                 pad_token_id=material.tokenizer.pad_token_id,
             )  # fmt: skip
         if prepared(model) is None:
             # Nobody else holds a model loaded here, so nobody will want it back.
-            model = prepare(model, plan.method, task, reversible=not mine)
+            model = prepare(model, plan.method, form, reversible=not mine)
     compute, preprocess = metrics(task, material.problem_type, material.label_names)
     cls = TunekitSeq2SeqTrainer if task.name == "seq2seq" else TunekitTrainer
     made = cls(
@@ -101,7 +104,7 @@ def trainer(
         train_dataset=material.train,
         eval_dataset=material.eval,
         processing_class=material.tokenizer,
-        data_collator=task_collator(task, material.tokenizer),
+        data_collator=collator(plan, material.tokenizer),
         compute_metrics=compute if material.eval is not None else None,
         preprocess_logits_for_metrics=preprocess if material.eval is not None else None,
         callbacks=[*plan.method.callbacks(), *(find("callback", slug)() for slug in plan.callbacks), *callbacks],
@@ -111,6 +114,20 @@ def trainer(
         made.remove_callback(ProgressCallback)
         made.remove_callback(PrinterCallback)
     return made
+
+
+def _form(plan: Plan, task: Task, model: Any) -> Task:
+    """The form in which the plan's task is learnt: a live model's configuration, or the folder's, says what it can be."""
+    if plan.objective is None:
+        return task
+    side = read_side(plan.model, plan.revision) if model is None else side_of(task_model(model).config)
+    return plan.objective.learnt_as(task, side)
+
+
+def _kept_columns(plan: Plan, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, by which the host keeps columns that only an objective reads."""
+    own = plan.objective is not None and plan.objective.own_rows
+    return {"remove_unused_columns": False, **arguments} if own else arguments
 
 
 def optimizer(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
@@ -152,7 +169,8 @@ def collator(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Any:
         >>> plan = tunekit.Plan(model="gpt2", task="causal-lm", method=tunekit.methods.Full())
         >>> collate = tunekit.collator(plan, tokenizer)                # doctest: +SKIP
     """
-    return task_collator(Task.named(plan.task), tokenizer)
+    collate = task_collator(Task.named(plan.task), tokenizer)
+    return collate if plan.objective is None else partial(plan.objective.collate, collate=collate)
 
 
 def run(

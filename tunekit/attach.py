@@ -15,7 +15,7 @@ from tunekit.errors import InvalidError, MissingError, UnsupportedError, raise_a
 from tunekit.finding import Finding, error
 from tunekit.snapshot import Prepared, Snapshot, prepared, record
 from tunekit.structure import facts_of, head_modules, quantization_of, tasks_of, unwrapped
-from tunekit.task import TASKS, Task
+from tunekit.task import FORMS, Task
 
 if TYPE_CHECKING:
     import torch
@@ -312,10 +312,10 @@ def _saved_task(base: nn.Module, folder: Path, kind: str) -> Task:
     """The task that a folder names, or else the first that the class of the model is built for."""
     if kind == "tunekit":
         named: Any = delta_format.read_config(folder).get("task")
-        found = next((t for t in TASKS if t.name == named), None)
+        found = next((t for t in FORMS if t.name == named), None)
     else:
         named = peft_format.read_config(folder).task_type if kind == "peft" else None
-        found = next((t for t in TASKS if named is not None and t.peft_task_type == named), None)
+        found = next((t for t in FORMS if named is not None and t.peft_task_type == named), None)
     fitting = tasks_of(base)
     if found is None or (fitting and found not in fitting):
         found = next(iter(fitting), found)

@@ -12,7 +12,7 @@ from tunekit.errors import UnsupportedError, raise_all
 from tunekit.fields import check_types, from_plain, hints, to_plain
 from tunekit.finding import Finding, error
 from tunekit.task import Task
-from tunekit.workload import ModelFacts, Workload
+from tunekit.workload import ModelFacts, Side, Workload
 
 if TYPE_CHECKING:
     import torch
@@ -220,9 +220,33 @@ class Objective(Config):
     loops_over_rows: ClassVar[bool] = False
     """Whether `loss` takes more operations the more rows there are (pieces of a fixed size), which the simulator must know."""
 
+    own_rows: ClassVar[bool] = False
+    """Whether rows are encoded and answered its own way (`encode`, `answer`), so that columns which the model does not know
+    are kept for it."""
+
     def supports(self, model: ModelFacts, task: Task) -> Finding | None:
         """Why this cannot work, with the nearest thing that does, or None. Loads nothing."""
         return None
+
+    def learnt_as(self, task: Task, side: Side) -> Task:
+        """The form in which a model of this side learns the task: what its auto class is and whether it gets a new head."""
+        return task
+
+    def encode(
+        self, rows: Any, task: Task, tokenizer: Any, encode: Any, *, side: Side, examples: Any, **settings: Any
+    ) -> Any:
+        """Rows as the loss takes them, as `tunekit.data.encode` returns them.
+
+        Args:
+            rows: Of the plan's task.
+            task: The plan's task.
+            tokenizer: The model's.
+            encode: The task's own encoder: `encode(rows, task, tokenizer, **settings)`.
+            side: Of the model.
+            examples: The training rows.
+            **settings: The encoder's: columns, longest row, classes.
+        """
+        return encode(rows, task, tokenizer, **settings)
 
     def ready(self, model: nn.Module, tokenizer: Any = None) -> None:
         """Called by `TrainerMixin` once before training: reads what the loss needs, refuses what cannot work.
@@ -253,3 +277,20 @@ class Objective(Config):
     def collate(self, features: list[dict[str, Any]], collate: Any) -> dict[str, torch.Tensor]:
         """A batch from rows; `collate` is the task's own collator."""
         return collate(features)
+
+    def num_items(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """Supervised items of a batch; None: labels that are not -100, as the host counts them."""
+        return None
+
+    def answer(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
+        """What the model says of a batch without labels, with `logits` as the task's metrics take them."""
+        return model(**inputs)
+
+    def weightless(self, batch: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+        """A batch as `loss` takes it out of the form's plain one, for the simulator: shapes count, values do not."""
+        return dict(batch)
+
+
+def learnt_form(objective: Objective | None, task: Task, side: Side) -> Task:
+    """The form in which a plan's task is learnt; the task itself without an objective."""
+    return task if objective is None else objective.learnt_as(task, side)

@@ -14,7 +14,7 @@ from tunekit.data.read import Rows, read
 from tunekit.errors import InvalidError
 from tunekit.finding import Finding, error
 from tunekit.plan import Plan
-from tunekit.pretrained import load_tokenizer
+from tunekit.pretrained import load_tokenizer, read_side
 from tunekit.task import Task
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Material:
 
 
 def gather(plan: Plan, train_dataset: Any = None, eval_dataset: Any = None) -> Material:
-    """Reads, labels and tokenises the rows of a plan.
+    """Reads, labels and tokenises the rows of a plan, in the objective's own way where it has one.
 
     Raises:
         TunekitError: what is wrong with the rows, the columns, the labels or the tokenizer.
@@ -61,8 +61,11 @@ def gather(plan: Plan, train_dataset: Any = None, eval_dataset: Any = None) -> M
         "problem_type": problem,
         "template": spec.template if spec else None,
     }
-    train = encode(rows.train, task, tokenizer, **shared)
-    evaluated = encode(rows.eval, task, tokenizer, **shared) if rows.eval is not None else None
+    if plan.objective is not None:
+        shared |= {"encode": encode, "side": read_side(plan.model, plan.revision), "examples": rows.train}
+    make = encode if plan.objective is None else plan.objective.encode
+    train = make(rows.train, task, tokenizer, **shared)
+    evaluated = make(rows.eval, task, tokenizer, **shared) if rows.eval is not None else None
     return Material(
         tokenizer=tokenizer,
         train=train.dataset,

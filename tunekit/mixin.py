@@ -48,6 +48,9 @@ class TrainerMixin:
         self.oom_recovery = OomRecovery()
         self._share = 1.0
         super().__init__(*args, **kwargs)
+        if self.learning_objective.own_rows:
+            # The host asks whether the model's own loss takes the number of items; this loss does.
+            self.model_accepts_loss_kwargs = True
         self.learning_objective.ready(self.model, getattr(self, "processing_class", None))  # type: ignore[attr-defined]
 
     def compute_loss(
@@ -93,11 +96,33 @@ class TrainerMixin:
                 self._share = 1.0
 
         def weigh(piece: Any) -> int:
-            labels = piece.get("labels")
-            items = int(num_supervised(model, labels)) if labels is not None and not labels.is_floating_point() else 0
-            return items or max(len(v) for v in piece.values() if getattr(v, "ndim", 0))
+            labels, items = piece.get("labels"), self.learning_objective.num_items(piece)
+            if items is None and labels is not None and not labels.is_floating_point():
+                items = num_supervised(model, labels)
+            return int(items or 0) or max(len(v) for v in piece.values() if getattr(v, "ndim", 0))
 
         return self.oom_recovery.run(self.state.global_step, inputs, part, model.zero_grad, weigh)  # type: ignore[attr-defined]
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """The host's count, or the objective's own where it has one."""
+        counts = [self.learning_objective.num_items(batch) for batch in batch_samples]
+        known = [c for c in counts if c is not None]
+        if not known or len(known) < len(counts):
+            return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
+        total = torch.stack(known).sum().to(device)
+        shared = self.args.average_tokens_across_devices and self.args.world_size > 1  # type: ignore[attr-defined]
+        return self.accelerator.gather(total).sum() if shared else total  # type: ignore[attr-defined]
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None, **kwargs: Any
+    ) -> tuple[Any, Any, Any]:  # fmt: skip
+        """The host's; rows without labels are answered by the objective."""
+        if not self.learning_objective.own_rows or "labels" in inputs:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)  # type: ignore[misc]
+        inputs = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
+        with torch.no_grad(), self.compute_loss_context_manager():  # type: ignore[attr-defined]
+            logits = self.learning_objective.answer(model, inputs)["logits"]
+        return None, None if prediction_loss_only else logits.detach(), None
 
     def _splits_exactly(self, num_items_in_batch: Any) -> bool:
         """Whether two halves of a batch add up to the update of the whole.

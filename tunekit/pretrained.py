@@ -10,7 +10,9 @@ from tunekit.errors import MissingError, TunekitError, UnreadableError, Unsuppor
 from tunekit.finding import error
 from tunekit.plan import Plan
 from tunekit.quantization import quantization_config
+from tunekit.structure import side_of
 from tunekit.task import Task
+from tunekit.workload import Side
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,9 +40,18 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
         ) from None
 
 
+def read_side(model: str, revision: str | None = None) -> Side:
+    """Whether a folder or hub id is an encoder, a decoder or both, from its configuration."""
+    from transformers import AutoConfig
+
+    check_folder(model)
+    return side_of(AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False))
+
+
 def load_model(
     plan: Plan,
     *,
+    form: Task | None = None,
     num_labels: int | None = None,
     label_names: tuple[str, ...] = (),
     problem_type: str | None = None,
@@ -50,6 +61,7 @@ def load_model(
 
     Args:
         plan: Names the model, its dtype, quantisation and attention kernel.
+        form: The form in which the plan's task is learnt, where the objective has one of its own.
         num_labels: Classes, tags or regression targets, for tasks with a head over labels.
         label_names: Their names in the order of their ids.
         problem_type: For sequence classification.
@@ -59,7 +71,8 @@ def load_model(
         MissingError: `model-missing` or `model-unreachable`.
         UnreadableError: `model-unreadable`, for damaged weights.
         UnsupportedError: `task-architecture`, where transformers has no such head for this architecture;
-            `model-shape`, where weights other than the head's do not fit the configuration.
+            `model-head-missing`, where a language model's own head is not among the weights; `model-shape`, where other
+            weights than a new head's do not fit the configuration.
     """
     import torch
     import transformers
@@ -75,7 +88,7 @@ def load_model(
         head["problem_type"] = problem_type
     transformers.set_seed(plan.seed)
     try:
-        model, info = getattr(transformers, task.auto_class).from_pretrained(
+        model, info = getattr(transformers, (form or task).auto_class).from_pretrained(
             plan.model,
             revision=plan.revision,
             dtype=getattr(torch, plan.dtype),
@@ -89,8 +102,8 @@ def load_model(
     except TunekitError:
         raise
     except Exception as e:
-        raise _explain(plan, task, e) from None
-    _check_loading(plan, task, model, info)
+        raise _explain(plan, form or task, e) from None
+    _check_loading(plan, form or task, model, info)
     if pad_token_id is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = pad_token_id
     return model
@@ -116,9 +129,9 @@ def check_folder(model: str) -> None:
 
 def _check_loading(plan: Plan, task: Task, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
     """A head may be new; anything else that was missing or of another shape means that the folder is not this model."""
-    from tunekit.structure import head_modules
+    from tunekit.structure import base_name, head_modules
 
-    heads = head_modules(model, task)
+    heads, base = head_modules(model, task), base_name(model)
     strange = [
         name
         for name in (
@@ -126,6 +139,14 @@ def _check_loading(plan: Plan, task: Task, model: PreTrainedModel, info: Mapping
         )
         if not any(name == h or name.startswith(f"{h}.") for h in heads) and not name.startswith("lm_head")
     ]
+    outside = [name for name in strange if base and not name.startswith(f"{base}.")]
+    if strange and outside == strange:
+        raise UnsupportedError(
+            error(
+                "model-head-missing", f"model {plan.model!r} as {task}", f"its weights have no {outside[0]}{' ...' if len(outside) > 1 else ''}: it was saved without its language-model head",
+                "name a checkpoint that has it; a new one would have to be pretrained",
+            )
+        )  # fmt: skip
     if strange:
         raise UnsupportedError(
             error(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tunekit.task import TASKS, Task
+from tunekit.task import FORMS, Task
 from tunekit.workload import ModelFacts, Side
 
 if TYPE_CHECKING:
@@ -231,9 +231,9 @@ def decayed_names(model: nn.Module) -> frozenset[str]:
 
 
 def tasks_of(model: nn.Module) -> tuple[Task, ...]:
-    """The tasks whose auto class builds this class of model; empty for a class that transformers does not list."""
+    """The tasks (and other forms) whose auto class builds this class of model; empty where transformers lists no such class."""
     names = {c.__name__ for c in type(task_model(model)).__mro__}
-    return tuple(task for task in TASKS if names & _class_names(task.auto_class))
+    return tuple(task for task in FORMS if names & _class_names(task.auto_class))
 
 
 def _class_names(auto_class: str) -> set[str]:
@@ -268,13 +268,14 @@ def quantization_of(model: nn.Module) -> str | None:
     return "int8" if getattr(config, "load_in_8bit", False) else str(getattr(config, "quant_method", "quantised"))
 
 
-def _side(config: Any) -> Side:
+def side_of(config: Any) -> Side:
     """Which half of a transformer: a decoder is what writes text and fills in no masks."""
     from transformers.models.auto import modeling_auto as auto
 
     if getattr(config, "is_encoder_decoder", False):
         return "seq2seq"
-    masked = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    looks_back = getattr(config, "is_decoder", False)
+    masked = config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not looks_back
     return "decoder" if config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked else "encoder"
 
 
@@ -287,7 +288,7 @@ def facts_of(model: nn.Module) -> ModelFacts:
         name=type(model).__name__,
         config_json=config.to_json_string(use_diff=False),
         model_type=config.model_type,
-        side=_side(config),
+        side=side_of(config),
         num_parameters=sum(p.numel() for p in model.parameters()),
         num_layers=sum(len(layers) for _, layers in blocks(model)),
         hidden_size=getattr(text, "hidden_size", None) or 0,

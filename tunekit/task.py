@@ -112,6 +112,20 @@ TASKS: tuple[Task, ...] = (
     ),
 )
 
+MASKED_LM = Task(
+    name="masked-lm",
+    auto_class="AutoModelForMaskedLM",
+    peft_task_type=None,
+    columns=(("text",),),
+    has_head=False,
+    metric="loss",
+    greater_is_better=False,
+)
+"""How an encoder is built that fills in blanks. No plan names it: an objective may learn a plan's task in this form."""
+
+FORMS: tuple[Task, ...] = (*TASKS, MASKED_LM)
+"""Every form that a model is built in."""
+
 _ALSO_CALLED = {
     "causal-language-modeling": "causal-lm",
     "clm": "causal-lm",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunekit.advisor.simulate.loop import Loop, Shape, Step
+from tunekit.contracts import learnt_form
 from tunekit.estimate import MemoryEstimate, TimeEstimate
 from tunekit.plan import Plan
 from tunekit.task import Task
@@ -208,7 +209,7 @@ def _recorded(
     half = zero_half(plan)
     subject = Subject(
         config_json=model.config_json,
-        task=Task.named(plan.task),
+        task=learnt_form(plan.objective, Task.named(plan.task), model.side),
         num_labels=data.num_labels if data else None,
         problem_type=plan.problem_type or (data.problem_type if data else None),
         dtype=half or plan.dtype,

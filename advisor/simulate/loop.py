@@ -277,6 +277,7 @@ def _trainer(
     """`Trainer.training_step` and what follows it: outputs die with `compute_loss`, gradients after the update, the batch
     with the next one."""
     batch = make_batch(task, model, shape, device)
+    batch = batch if objective is None else objective.weightless(batch, model)
     recorder.own(batch.values(), "activations")
     with recorder:
         recorder.moment = "forward"

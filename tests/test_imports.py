@@ -71,6 +71,7 @@ ROWS: dict[str, set[str]] = {
     "tunekit.metrics": {*NOUNS, "tunekit.data", "tunekit.scores"},
     "tunekit.host": NOUNS,
     "tunekit.sampler": NOUNS,
+    "tunekit.rewind": NOUNS,
     "tunekit.pretrained": {*NOUNS, "tunekit.quantization"},
     "tunekit.material": {*NOUNS, "tunekit.data", "tunekit.pretrained"},
     "tunekit.preflight": {*NOUNS, "tunekit.data", "tunekit.preflight"},
@@ -92,7 +93,7 @@ ROWS: dict[str, set[str]] = {
 """A module, or the package it lies in, to what it may import, private modules beside it apart; the longest name counts."""
 
 TOP = (
-    "tunekit.mixin", "tunekit.admission", "tunekit.assemble", "tunekit.checking", "tunekit.cli", "tunekit.demo", "tunekit.__main__",
+    "tunekit.mixin", "tunekit.admission", "tunekit.assemble", "tunekit.checking", "tunekit.dry_run", "tunekit.reload", "tunekit.cli", "tunekit.demo", "tunekit.__main__",
 )  # fmt: skip
 """They may import everything, and nobody else may import them."""
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 CHILD = "deep_prompt"
 """Name of the prefix in its attention module: a module that returns (keys, values), each (heads, length, width)."""
-_NAME = "tunekit_prefix_"
+KERNEL_PREFIX = "tunekit_prefix_"
 """In front of the name of the attention kernel that a model with prefixes goes on to use."""
 _FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 
@@ -27,7 +27,7 @@ def route(model: nn.Module) -> None:
     """
     for config in _configs(model):
         kernel = config._attn_implementation or "eager"
-        if not kernel.startswith(_NAME):
+        if not kernel.startswith(KERNEL_PREFIX):
             config._attn_implementation_internal = register(kernel)
 
 
@@ -59,7 +59,7 @@ def register(kernel: str) -> str:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    name = _NAME + kernel
+    name = KERNEL_PREFIX + kernel
     if name not in ALL_ATTENTION_FUNCTIONS:
         ALL_ATTENTION_FUNCTIONS.register(name, partial(_attend, kernel))
         ALL_MASK_ATTENTION_FUNCTIONS.register(name, partial(_mask, kernel))

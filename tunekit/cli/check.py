@@ -15,6 +15,9 @@ def answer(
     changes: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the plan to change.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train the longest batch for two steps and put everything back.")
+    ] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> Answer:
@@ -30,7 +33,7 @@ def answer(
     import tunekit
     from tunekit.errors import raise_all
 
-    findings = tunekit.check(read)
+    findings = tunekit.check(read, dry_run=dry_run)
     raise_all(findings)
     data = {"kind": "tunekit-check", "findings": [f.to_dict() for f in findings]}
     return Answer(data=data, text=lambda: "\n".join(map(str, findings)) if findings else "nothing found")

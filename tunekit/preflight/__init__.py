@@ -6,7 +6,7 @@ A file holds one `Check`; `inspect` runs all of them on a `Subject`, which is re
 from __future__ import annotations
 
 from tunekit.preflight._check import Check, inspect
-from tunekit.preflight._read import of_events, of_trainer
+from tunekit.preflight._read import collator_of, of_events, of_trainer, untouched_random_numbers
 from tunekit.preflight._subject import Row, Subject
 
-__all__ = ["Check", "Row", "Subject", "inspect", "of_events", "of_trainer"]
+__all__ = ["Check", "Row", "Subject", "collator_of", "inspect", "of_events", "of_trainer", "untouched_random_numbers"]

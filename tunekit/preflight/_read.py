@@ -20,7 +20,7 @@ def of_trainer(trainer: Any, **facts: Any) -> Subject:
         trainer: Any child of `transformers.Trainer`; neither run nor changed.
         **facts: Further fields of Subject, such as `memory`.
     """
-    args, collate = trainer.args, _collator(trainer)
+    args, collate = trainer.args, collator_of(trainer)
     return _subject(
         trainer.train_dataset,
         trainer.eval_dataset,
@@ -87,7 +87,7 @@ def untouched_random_numbers() -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def _collator(trainer: Any) -> Callable:
+def collator_of(trainer: Any) -> Callable:
     """The collator as the Trainer calls it: without the columns that the model does not take."""
     remove = getattr(trainer, "_get_collator_with_removed_columns", None)
     return remove(trainer.data_collator) if remove and trainer.args.remove_unused_columns else trainer.data_collator

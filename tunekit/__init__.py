@@ -57,10 +57,12 @@ _WHERE = {
     "estimate_time": "tunekit.assemble",
     "last_checkpoint": "tunekit.checkpoint",
     "load": "tunekit.attach",
+    "make_student": "tunekit.student",
     "optimizer": "tunekit.assemble",
     "prepare": "tunekit.attach",
     "run": "tunekit.assemble",
     "set_adapter": "tunekit.adapters",
+    "teach": "tunekit.teaching",
     "trainer": "tunekit.assemble",
     "unload": "tunekit.attach",
 }
@@ -115,5 +117,7 @@ if TYPE_CHECKING:
     from tunekit.finding import Finding
     from tunekit.mixin import TrainerMixin
     from tunekit.plan import DataSpec, Plan
+    from tunekit.student import make_student
     from tunekit.task import Task
+    from tunekit.teaching import teach
     from tunekit.workload import DataFacts, Hardware, ModelFacts, Workload

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Family = Literal["full", "partial", "lora", "rescaling", "prompts", "adapters", "other"]
 Reads = Literal["nothing", "weights", "data"]
 
+OWN_MODULE = "tunekit_objective"
+"""The name that a module of an objective's own has in the model while it learns there; it is never shipped."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
@@ -144,7 +147,8 @@ class Method(Config):
 
     def trainable_names(self, model: nn.Module) -> frozenset[str]:
         """Names of the parameters that will ever train, as `model.named_parameters()` gives them."""
-        return frozenset(name for name, p in model.named_parameters() if p.requires_grad)
+        named = model.named_parameters()
+        return frozenset(n for n, p in named if p.requires_grad and OWN_MODULE not in n.split("."))
 
     def base_values_changed(self, model: nn.Module, task: Task) -> frozenset[str]:
         """Names of the base's tensors that applying or training overwrites; asked before `apply`.
@@ -219,6 +223,8 @@ class Objective(Config):
     """Whether a Trainer without `TrainerMixin` computes it (a Trainer's own loss hook sees no inputs)."""
     loops_over_rows: ClassVar[bool] = False
     """Whether `loss` takes more operations the more rows there are (pieces of a fixed size), which the simulator must know."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Columns that `rows` adds and `collate` reads, which the model's forward does not know."""
 
     own_rows: ClassVar[bool] = False
     """Whether rows are encoded and answered its own way (`encode`, `answer`), so that columns which the model does not know
@@ -256,6 +262,16 @@ class Objective(Config):
             tokenizer: The host's; None where it has none.
         """
         return
+
+    def rows(self, dataset: Any, model: nn.Module, tokenizer: Any = None) -> Any:
+        """Called by `TrainerMixin` once, after `ready`: the training rows as this objective learns from them.
+
+        Args:
+            dataset: The encoded training rows.
+            model: The prepared model.
+            tokenizer: The host's; None where it has none.
+        """
+        return dataset
 
     def beside(self, model: nn.Module) -> tuple[nn.Module, ...]:
         """Modules that take memory beside the model and never learn, such as a teacher."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tunekit.checkpoint import last_checkpoint
 from tunekit.contracts import Objective
 from tunekit.objectives.supervised import Supervised, num_supervised
 from tunekit.out_of_memory import OomRecovery
+from tunekit.own_module import load_beside, own_parameters, save_beside
 from tunekit.sampler import GroupedByLength, row_lengths
 from tunekit.saving import save_atomically
 
@@ -39,6 +41,9 @@ class TrainerMixin:
 
     optimizer: Any
     """The host's; None until it is asked for."""
+    train_dataset: Any
+    data_collator: Any
+    _signature_columns: Any
     _aside: Path | None = None
     """Where the checkpoint that is being saved is written; None while none is."""
 
@@ -48,10 +53,15 @@ class TrainerMixin:
         self.oom_recovery = OomRecovery()
         self._share = 1.0
         super().__init__(*args, **kwargs)
-        if self.learning_objective.own_rows:
+        if not self.learning_objective.plain_trainer:
             # The host asks whether the model's own loss takes the number of items; this loss does.
             self.model_accepts_loss_kwargs = True
-        self.learning_objective.ready(self.model, getattr(self, "processing_class", None))  # type: ignore[attr-defined]
+        tokenizer, rows = getattr(self, "processing_class", None), self.train_dataset
+        self.learning_objective.ready(self.model, tokenizer)  # type: ignore[attr-defined]
+        taught = self.learning_objective.rows(rows, self.model, tokenizer) if rows is not None else None  # type: ignore[attr-defined]
+        if taught is not rows:
+            self.train_dataset = taught
+            self.data_collator = partial(self.learning_objective.collate, collate=self.data_collator)
 
     def compute_loss(
         self,
@@ -144,6 +154,9 @@ class TrainerMixin:
             if not {"params", "model", "optimizer_dict"} & set(kwargs):
                 args = self.args  # type: ignore[attr-defined]
                 groups = attached.method.parameter_groups(target, args.learning_rate, args.weight_decay)
+                held = {id(p) for group in groups for p in group["params"]}
+                if own := [p for p in own_parameters(target) if id(p) not in held]:
+                    groups.append({"params": own, "lr": args.learning_rate, "weight_decay": 0.0})
                 self.optimizer = cls(groups, **kwargs)
         return super().create_optimizer(model)  # type: ignore[misc]
 
@@ -168,6 +181,7 @@ class TrainerMixin:
             self._aside = aside
             try:
                 host(model, trial)
+                save_beside(self, aside / f"checkpoint-{state.global_step}")
             finally:
                 self._aside = None
 
@@ -179,11 +193,23 @@ class TrainerMixin:
                 best_model_checkpoint=state.best_model_checkpoint, use_mtime=True,
             )  # fmt: skip
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """The host's, and what the objective itself had learnt."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        load_beside(self, Path(resume_from_checkpoint))
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """The host drops columns that the model's forward does not know; those that the objective reads are kept."""
+        missing = self._signature_columns is None
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        if missing:
+            self._signature_columns = [*(self._signature_columns or ()), *self.learning_objective.columns]
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """For `train_sampling_strategy="group_by_length"` a sampler that is right over ranks and after a resumption."""
         host = super()._get_train_sampler  # type: ignore[misc]
         args = self.args  # type: ignore[attr-defined]
-        rows = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
+        rows = self.train_dataset if train_dataset is None else train_dataset
         lengths = row_lengths(rows) if args.train_sampling_strategy == "group_by_length" else None
         if lengths is None:
             return host(train_dataset)

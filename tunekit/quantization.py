@@ -23,23 +23,38 @@ def quantization_config(plan: Plan) -> BitsAndBytesConfig | None:
     """
     if plan.quantization is None:
         return None
+    return quantized_as(
+        plan.quantization, {"bf16": "bfloat16", "fp16": "float16"}.get(plan.mixed_precision or "", plan.dtype)
+    )
+
+
+def quantized_as(kind: str, compute: str, field: str = "quantization") -> BitsAndBytesConfig:
+    """The configuration for one kind of quantisation.
+
+    Args:
+        kind: `nf4`, `fp4` or `int8`.
+        compute: The dtype to compute in, by name.
+        field: Where the kind was set, for the message.
+
+    Raises:
+        MissingPackageError: `package-missing`.
+    """
     import importlib.util
 
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingPackageError(
             error(
-                "package-missing", f"`quantization: {plan.quantization}`", "it needs bitsandbytes", "pip install 'tunekit-hf[quantization]'"
+                "package-missing", f"`{field}: {kind}`", "it needs bitsandbytes", "pip install 'tunekit-hf[quantization]'"
             )
         )  # fmt: skip
     import torch
     from transformers import BitsAndBytesConfig
 
-    if plan.quantization == "int8":
+    if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
-    compute = {"bf16": "bfloat16", "fp16": "float16"}.get(plan.mixed_precision or "", plan.dtype)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=plan.quantization,
+        bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, compute),
     )

@@ -16,7 +16,19 @@ from typer.testing import CliRunner
 
 from tunekit.cli.main import app
 
-COMMANDS = ("advise", "estimate", "check", "train", "launch", "report", "methods", "explain", "demo")
+COMMANDS = (
+    "advise",
+    "estimate",
+    "check",
+    "student",
+    "teach",
+    "train",
+    "launch",
+    "report",
+    "methods",
+    "explain",
+    "demo",
+)
 
 
 def call(*args: object) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tunekit.cli import advise, check, demo, estimate, explain, launch, methods, report, train
+from tunekit.cli import advise, check, demo, estimate, explain, launch, methods, report, student, teach, train
 
 EPILOG = (
     "Exit codes: 0 done, 1 a fault of tunekit's own, 2 something to put right (said in one message), 130 interrupted."
@@ -23,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-for module in (advise, estimate, check, train, launch, report, methods, explain, demo):
+for module in (advise, estimate, check, student, teach, train, launch, report, methods, explain, demo):
     app.command(module.__name__.rpartition(".")[2])(module.answer)
 
 

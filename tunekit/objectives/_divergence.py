@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import torch
 
 Divergence = Literal["forward-kl", "reverse-kl", "jsd"]
+HiddenLoss = Literal["mse", "cosine"]
 
 
 def divergence(
@@ -35,16 +36,19 @@ def divergence(
         0.6931
     """
     s, t = (log_probabilities(logits, temperature) for logits in (student, teacher))
-    if kind == "forward-kl":
-        made = _kl(t, s)
-    elif kind == "reverse-kl":
-        made = _kl(s, t)
-    else:
-        import torch
+    return divergence_of_logs(s, t, kind, beta) * temperature**2
 
-        mixture = torch.logaddexp(t + math.log(beta), s + math.log1p(-beta))
-        made = beta * _kl(t, mixture) + (1 - beta) * _kl(s, mixture)
-    return made * temperature**2
+
+def divergence_of_logs(s: torch.Tensor, t: torch.Tensor, kind: Divergence, beta: float) -> torch.Tensor:
+    """The divergence of a student's and a teacher's log-probabilities over the last dimension."""
+    if kind == "forward-kl":
+        return _kl(t, s)
+    if kind == "reverse-kl":
+        return _kl(s, t)
+    import torch
+
+    mixture = torch.logaddexp(t + math.log(beta), s + math.log1p(-beta))
+    return beta * _kl(t, mixture) + (1 - beta) * _kl(s, mixture)
 
 
 def log_probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:

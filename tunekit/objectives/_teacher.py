@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunekit.errors import MissingError, UnsupportedError, raise_all
 from tunekit.finding import Finding, error
 from tunekit.objectives._live import task_of, unwrapped
+from tunekit.quantization import quantized_as
 from tunekit.task import Task
 
 if TYPE_CHECKING:
@@ -22,37 +24,86 @@ def freeze(teacher: nn.Module) -> nn.Module:
     return teacher.requires_grad_(False).eval()
 
 
-def read_teacher(name: str, revision: str | None, task: Task, dtype: torch.dtype) -> nn.Module:
-    """The teacher of this name with the task's head, frozen.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where a teacher is read from, and how."""
+
+    name: str
+    revision: str | None = None
+    adapter: str | None = None
+    """A folder that tunekit, PEFT or AdapterHub saved, attached to the teacher."""
+    quantization: str | None = None
+    dtype: torch.dtype
+    device: torch.device
+    eager: bool = False
+    """Whether its attention must say what it attended to."""
+
+
+def read_teacher(source: Source, task: Task, student: Any) -> nn.Module:
+    """The teacher with the task's head, whole (never divided by the student's ZeRO-3) and frozen.
+
+    Args:
+        source: Where from.
+        task: Whose auto class it is.
+        student: The student's configuration: an adapter's head has its classes.
 
     Raises:
         MissingError: `distillation-teacher-missing`.
-        UnsupportedError: `distillation-teacher-head`, where its weights lack a part, such as the head.
+        UnsupportedError: `distillation-teacher-head`, where its weights lack a part, such as the head;
+            `distillation-teacher-adapter`, where the adapter does not fit.
     """
     import transformers
 
+    from tunekit.sharding import whole_weights
+
+    more: dict[str, Any] = {"attn_implementation": "eager"} if source.eager else {}
+    if source.quantization is not None:
+        more["quantization_config"] = quantized_as(source.quantization, str(source.dtype).removeprefix("torch."), "teacher_quantization")  # fmt: skip
+        more["device_map"] = {"": source.device}
+    if source.adapter is not None and task.name in ("sequence-classification", "token-classification"):
+        more |= {"id2label": dict(student.id2label), "label2id": dict(student.label2id)}
     auto = getattr(transformers, task.auto_class)
-    try:
-        teacher, info = auto.from_pretrained(
-            name, revision=revision, dtype=dtype, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError) as e:
-        reason = " ".join(str(e).split())[:240]
-        raise MissingError(
-            error("distillation-teacher-missing", f"teacher {name!r}", reason, f"name a folder or a hub id that `{task.auto_class}` can load")
-        ) from None  # fmt: skip
-    missing = sorted(info.get("missing_keys", ()))
+    with whole_weights():
+        try:
+            teacher, info = auto.from_pretrained(
+                source.name, revision=source.revision, dtype=source.dtype, trust_remote_code=False, output_loading_info=True, **more
+            )  # fmt: skip
+        except (OSError, ValueError) as e:
+            why, fix = _short(e), f"name a folder or a hub id that `{task.auto_class}` can load"
+            raise MissingError(error("distillation-teacher-missing", f"teacher {source.name!r}", why, fix)) from None
+        teacher = teacher if source.quantization is not None else teacher.to(source.device)
+        missing = sorted(info.get("missing_keys", ()))
+        if source.adapter is not None:
+            teacher, missing = _with_adapter(teacher, source.adapter, task), []
     if missing:
         raise UnsupportedError(
             error(
-                "distillation-teacher-head", f"teacher {name!r}", f"it has no weights for {', '.join(missing[:3])}, so it would teach noise",
+                "distillation-teacher-head", f"teacher {source.name!r}", f"it has no weights for {', '.join(missing[:3])}, so it would teach noise",
                 f"fine-tune it for {task} first, for example with `tunekit train`, and name that folder",
             )
         )  # fmt: skip
     return freeze(teacher)
 
 
-def weightless_teacher(name: str | None, revision: str | None, given: nn.Module | None, task: Task) -> nn.Module:
+def _with_adapter(teacher: nn.Module, folder: str, task: Task) -> nn.Module:
+    from tunekit.attach import load
+    from tunekit.errors import TunekitError
+
+    try:
+        return load(teacher, folder, task=task).to(next(teacher.parameters()).device)
+    except (TunekitError, RuntimeError) as e:
+        fix = "name the folder that training saved, and its base as `teacher`"
+        seen = f"adapter {folder!r} on the teacher"
+        raise UnsupportedError(error("distillation-teacher-adapter", seen, _short(e), fix)) from None
+
+
+def _short(e: Exception) -> str:
+    return " ".join(str(e).split())[:240]
+
+
+def weightless_teacher(
+    name: str | None, revision: str | None, given: nn.Module | None, task: Task, eager: bool = False
+) -> nn.Module:
     """The teacher on the meta device, for the simulator; nothing of its weights is read."""
     import torch
     import transformers
@@ -63,7 +114,9 @@ def weightless_teacher(name: str | None, revision: str | None, given: nn.Module 
         config.pad_token_id = 0
     with torch.device("meta"):
         auto = getattr(transformers, task.auto_class)
-        made = auto.from_config(config, dtype=getattr(inner, "dtype", None) or getattr(config, "dtype", None))
+        made = auto.from_config(
+            config, dtype=getattr(inner, "dtype", None) or getattr(config, "dtype", None), **({"attn_implementation": "eager"} if eager else {})
+        )  # fmt: skip
     return freeze(made)
 
 
@@ -86,13 +139,17 @@ def check_pair(student: nn.Module, teacher: nn.Module) -> None:
             error("distillation-teacher-task", f"a teacher of {taught} for a student of {task}", "they answer different questions", f"name a teacher fine-tuned for {task}")
         )  # fmt: skip
     elif task.name in ("sequence-classification", "token-classification"):
-        faults += _class_faults(unwrapped(student).config, unwrapped(teacher).config)
+        faults += class_faults(*(classes_of(unwrapped(m).config) for m in (student, teacher)))
     raise_all(faults, UnsupportedError)
 
 
-def _class_faults(student: Any, teacher: Any) -> list[Finding]:
+def classes_of(config: Any) -> tuple[str, ...]:
+    """The names of the classes in the order of their ids."""
+    return tuple(str(config.id2label[i]) for i in sorted(config.id2label))
+
+
+def class_faults(ours: tuple[str, ...], theirs: tuple[str, ...]) -> list[Finding]:
     """Another number of classes, or the same names in another order."""
-    ours, theirs = (tuple(c.id2label[i] for i in sorted(c.id2label)) for c in (student, teacher))
     fix = "fine-tune the teacher on rows with the same labels, `data.label_names` in the same order"
     if len(ours) != len(theirs):
         seen = f"a teacher with {len(theirs)} classes for a student with {len(ours)}"
@@ -104,20 +161,18 @@ def _class_faults(student: Any, teacher: Any) -> list[Finding]:
     return []
 
 
-def check_words(student: nn.Module, teacher: nn.Module, tokenizer: Any, taught: Any) -> None:
+def check_words(sizes: tuple[int, int], tokenizer: Any, taught: Any) -> None:
     """Refuses a teacher that reads token ids as other words. Vocabularies padded to different sizes are fine.
 
     Args:
-        student: Its vocabulary may be padded beyond the tokenizer's.
-        teacher: Likewise.
+        sizes: Of the student's and the teacher's vocabulary, either padded beyond the tokenizer's.
         tokenizer: The student's.
         taught: The teacher's, or None where it has none beside it; then the sizes must be equal.
 
     Raises:
         UnsupportedError: `distillation-vocabulary`.
     """
-    sizes = [_words(m) for m in (student, teacher)]
-    fix = "name a teacher with the student's tokenizer (the same family), or train on its generated texts instead"
+    fix = "name a teacher with the student's tokenizer (the same family), or train on texts that it wrote: they have no ids"
     if taught is None:
         faults = (
             []
@@ -133,7 +188,8 @@ def check_words(student: nn.Module, teacher: nn.Module, tokenizer: Any, taught: 
     raise_all([error("distillation-vocabulary", seen, "the same id would mean different words", fix) for seen in faults], UnsupportedError)  # fmt: skip
 
 
-def _words(model: nn.Module) -> int:
+def words_of(model: nn.Module) -> int:
+    """How many words a model's vocabulary has, padding included."""
     return int(unwrapped(model).get_input_embeddings().weight.shape[0])
 
 

@@ -41,11 +41,11 @@ def answers(model: nn.Module, inputs: Mapping[str, Any], whole: bool = False) ->
     """Runs a language model up to its output layer.
 
     The layer is called with the first position only; that this is the last thing the model does is seen from its
-    logits being what the layer returned. Otherwise, or where `whole` is asked for, the logits are made whole.
+    logits being what the layer returned. Otherwise, under ZeRO-3, or where `whole` is asked for, they are made whole.
     """
     inner = unwrapped(model)
     head = inner.get_output_embeddings()
-    if not whole and head is not None and inner not in _CHANGES_LOGITS:
+    if not whole and head is not None and inner not in _CHANGES_LOGITS and not _is_divided(head):
         with _first_position_only(head) as seen:
             outputs = model(**inputs)
         if seen.is_the_end(outputs["logits"], on_meta(inner)):
@@ -53,6 +53,11 @@ def answers(model: nn.Module, inputs: Mapping[str, Any], whole: bool = False) ->
         _CHANGES_LOGITS.add(inner)
     outputs = model(**inputs)
     return Answers(states=outputs["logits"], head=None, outputs=outputs)
+
+
+def _is_divided(head: nn.Module) -> bool:
+    """Whether the layer's weight lies in shards (ZeRO-3, FSDP), which are whole inside the model's own forward only."""
+    return any(hasattr(p, "ds_id") or hasattr(p, "device_mesh") for p in head.parameters())
 
 
 @dataclass(slots=True)

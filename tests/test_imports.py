@@ -84,6 +84,10 @@ ROWS: dict[str, set[str]] = {
     "tunekit.rewind": NOUNS,
     "tunekit.pretrained": {*NOUNS, "tunekit.quantization"},
     "tunekit.material": {*NOUNS, "tunekit.data", "tunekit.pretrained"},
+    "tunekit.field_docs": NOUNS,
+    "tunekit.commented": {*NOUNS, "tunekit.field_docs"},
+    "tunekit.reopen": {*NOUNS, "tunekit.attach", "tunekit.pretrained"},
+    "tunekit.interchange": {*NOUNS, *FORMATS, *ADAPTERS, "tunekit.attach", "tunekit.reopen", "tunekit.interchange"},
     "tunekit.preflight": {*NOUNS, "tunekit.data", "tunekit.preflight"},
     "tunekit.report": {*NOUNS, "tunekit.report"},
     "tunekit.advisor": {
@@ -103,8 +107,17 @@ ROWS: dict[str, set[str]] = {
 """A module, or the package it lies in, to what it may import, private modules beside it apart; the longest name counts."""
 
 TOP = (
-    "tunekit.mixin", "tunekit.admission", "tunekit.assemble", "tunekit.checking", "tunekit.dry_run", "tunekit.reload", "tunekit.cli", "tunekit.demo", "tunekit.__main__",
-)  # fmt: skip
+    "tunekit.mixin",
+    "tunekit.admission",
+    "tunekit.assemble",
+    "tunekit.starting",
+    "tunekit.checking",
+    "tunekit.dry_run",
+    "tunekit.reload",
+    "tunekit.cli",
+    "tunekit.demo",
+    "tunekit.__main__",
+)
 """They may import everything, and nobody else may import them."""
 
 HEAVY = {

@@ -55,11 +55,15 @@ _WHERE = {
     "delete_adapter": "tunekit.adapters",
     "estimate_memory": "tunekit.assemble",
     "estimate_time": "tunekit.assemble",
+    "export": "tunekit.interchange.exporting",
+    "import_plan": "tunekit.interchange.importing",
+    "init": "tunekit.starting",
     "last_checkpoint": "tunekit.checkpoint",
     "load": "tunekit.attach",
     "make_student": "tunekit.student",
     "optimizer": "tunekit.assemble",
     "prepare": "tunekit.attach",
+    "reopen": "tunekit.reopen",
     "run": "tunekit.assemble",
     "set_adapter": "tunekit.adapters",
     "teach": "tunekit.teaching",
@@ -115,8 +119,12 @@ if TYPE_CHECKING:
     from tunekit.errors import TunekitError
     from tunekit.estimate import MemoryEstimate, TimeEstimate
     from tunekit.finding import Finding
+    from tunekit.interchange.exporting import export
+    from tunekit.interchange.importing import import_plan
     from tunekit.mixin import TrainerMixin
     from tunekit.plan import DataSpec, Plan
+    from tunekit.reopen import reopen
+    from tunekit.starting import init
     from tunekit.student import make_student
     from tunekit.task import Task
     from tunekit.teaching import teach

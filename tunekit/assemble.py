@@ -17,6 +17,7 @@ from tunekit.host import training_arguments
 from tunekit.material import gather
 from tunekit.plan import Plan
 from tunekit.pretrained import load_model, read_side
+from tunekit.reopen import PLAN, resolved
 from tunekit.sharding import whole_weights
 from tunekit.structure import side_of, task_model
 from tunekit.task import Task
@@ -183,7 +184,7 @@ def run(
 ) -> dict[str, Any]:
     """Trains a plan from disk to disk and returns the run's record: predicted and measured, side by side.
 
-    The output folder gets what was learnt, the tokenizer, `plan.yaml` and `record.json`.
+    The output folder gets what was learnt, the tokenizer, `plan.yaml`, `record.json` and a model card.
 
     Args:
         plan: A plan with `data`.
@@ -203,6 +204,7 @@ def run(
         tunekit.errors.InvalidError: [plan-data-missing] a plan without `data`: there are no rows to train on. ...
     """
     from tunekit.callbacks.run_record import RunRecord
+    from tunekit.interchange.card import write_card
 
     made = trainer(plan, callbacks=callbacks, overwrite=overwrite or resume, **arguments)
     memory, duration = _predicted(plan)
@@ -213,7 +215,9 @@ def run(
         made.evaluate()
     made.save_model(plan.output_dir)
     if made.is_world_process_zero():
-        plan.save(Path(plan.output_dir) / "plan.yaml", overwrite=True)
+        left = resolved(plan, made.model)
+        left.save(Path(plan.output_dir) / PLAN, overwrite=True)
+        write_card(plan.output_dir, left, record.to_dict())
     return record.to_dict()
 
 

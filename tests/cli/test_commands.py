@@ -14,21 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tunekit.cli.main import app
-
-COMMANDS = (
-    "advise",
-    "estimate",
-    "check",
-    "student",
-    "teach",
-    "train",
-    "launch",
-    "report",
-    "methods",
-    "explain",
-    "demo",
-)
+from tunekit.cli.main import COMMANDS, app
 
 
 def call(*args: object) -> Any:

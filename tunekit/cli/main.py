@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Annotated
 
 import typer
-
-from tunekit.cli import advise, check, demo, estimate, explain, launch, methods, report, student, teach, train
 
 EPILOG = (
     "Exit codes: 0 done, 1 a fault of tunekit's own, 2 something to put right (said in one message), 130 interrupted."
@@ -23,8 +22,27 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-for module in (advise, estimate, check, student, teach, train, launch, report, methods, explain, demo):
-    app.command(module.__name__.rpartition(".")[2])(module.answer)
+COMMANDS = (
+    "init",
+    "advise",
+    "estimate",
+    "check",
+    "student",
+    "teach",
+    "train",
+    "launch",
+    "report",
+    "export",
+    "import",
+    "methods",
+    "explain",
+    "demo",
+)
+"""In the order of the help; each is the `answer` of the module of its name (`import_`, since Python has that word)."""
+
+for name in COMMANDS:
+    module = importlib.import_module(f"tunekit.cli.{name}_" if name == "import" else f"tunekit.cli.{name}")
+    app.command(name)(module.answer)
 
 
 def _version(asked: bool) -> None:

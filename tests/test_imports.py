@@ -86,8 +86,8 @@ ROWS: dict[str, set[str]] = {
     "tunekit.material": {*NOUNS, "tunekit.data", "tunekit.pretrained"},
     "tunekit.field_docs": NOUNS,
     "tunekit.commented": {*NOUNS, "tunekit.field_docs"},
-    "tunekit.reopen": {*NOUNS, "tunekit.attach", "tunekit.pretrained"},
-    "tunekit.interchange": {*NOUNS, *FORMATS, *ADAPTERS, "tunekit.attach", "tunekit.reopen", "tunekit.interchange"},
+    "tunekit.run_folder": {*NOUNS, "tunekit.attach", "tunekit.pretrained"},
+    "tunekit.interchange": {*NOUNS, *FORMATS, *ADAPTERS, "tunekit.attach", "tunekit.run_folder", "tunekit.interchange"},
     "tunekit.preflight": {*NOUNS, "tunekit.data", "tunekit.preflight"},
     "tunekit.report": {*NOUNS, "tunekit.report"},
     "tunekit.advisor": {

@@ -63,7 +63,7 @@ _WHERE = {
     "make_student": "tunekit.student",
     "optimizer": "tunekit.assemble",
     "prepare": "tunekit.attach",
-    "reopen": "tunekit.reopen",
+    "reopen": "tunekit.run_folder",
     "run": "tunekit.assemble",
     "set_adapter": "tunekit.adapters",
     "teach": "tunekit.teaching",
@@ -123,7 +123,7 @@ if TYPE_CHECKING:
     from tunekit.interchange.importing import import_plan
     from tunekit.mixin import TrainerMixin
     from tunekit.plan import DataSpec, Plan
-    from tunekit.reopen import reopen
+    from tunekit.run_folder import reopen
     from tunekit.starting import init
     from tunekit.student import make_student
     from tunekit.task import Task

@@ -17,7 +17,7 @@ from tunekit.host import training_arguments
 from tunekit.material import gather
 from tunekit.plan import Plan
 from tunekit.pretrained import load_model, read_side
-from tunekit.reopen import PLAN, resolved
+from tunekit.run_folder import PLAN, resolved
 from tunekit.sharding import whole_weights
 from tunekit.structure import side_of, task_model
 from tunekit.task import Task

@@ -13,7 +13,7 @@ from tunekit.errors import InvalidError, OccupiedError, UnsupportedError
 from tunekit.finding import error, nearest
 from tunekit.interchange.card import write_card
 from tunekit.plan import Plan
-from tunekit.reopen import Reopened, reopen
+from tunekit.run_folder import Reopened, reopen
 
 Form = Literal["peft", "merged", "adapterhub"]
 

@@ -78,6 +78,7 @@ def test_offloading_names_what_goes_and_where() -> None:
     both = deepspeed_config(plan(offload="parameters"))["zero_optimization"]
     assert both["offload_optimizer"] == both["offload_param"] == cpu
     disk = deepspeed_config(plan(offload="optimizer", offload_to="/fast"))["zero_optimization"]
+    assert "aio" in deepspeed_config(plan(offload="optimizer", offload_to="/fast"))
     assert disk["offload_optimizer"] == {"device": "nvme", "pin_memory": True, "nvme_path": "/fast"}
 
 
@@ -118,6 +119,25 @@ def test_accelerates_file_starts_the_plans_processes() -> None:
     assert launch_environment(plan(), cpu=False) == {}
 
 
+def test_fsdps_file_says_the_same_as_the_trainers_arguments() -> None:
+    made = accelerate_config(plan(sharding="fsdp", mixed_precision="bf16"), cpu=False)
+    assert (made["distributed_type"], made["mixed_precision"]) == ("FSDP", "bf16")
+    ours = fsdp_config(plan(sharding="fsdp"))
+    theirs = made["fsdp_config"]
+    assert theirs["fsdp_version"] == ours["version"] == 2
+    assert theirs["fsdp_state_dict_type"] == ours["state_dict_type"] == "FULL_STATE_DICT"
+    assert theirs["fsdp_reshard_after_forward"] is ours["reshard_after_forward"] is True
+
+
+def test_the_hybrid_form_divides_within_a_machine() -> None:
+    from tunekit.fsdp import fsdp_arguments
+
+    two = fsdp_arguments(plan(sharding="fsdp-hybrid", num_processes=8, num_machines=2))["parallelism_config"]
+    assert (two.dp_replicate_size, two.dp_shard_size) == (2, 4)
+    assert "parallelism_config" not in fsdp_arguments(plan(sharding="fsdp-hybrid"))
+    assert fsdp_arguments(plan(sharding="zero3")) == {}
+
+
 def test_a_plan_for_405_billion_on_eight_machines_is_started_once_a_machine() -> None:
     large = plan(
         num_processes=64, num_machines=8, per_device_train_batch_size=1, mixed_precision="bf16", dtype="bfloat16"
@@ -143,11 +163,9 @@ def test_fsdps_settings_are_taken_by_the_trainer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"quantization": "nf4"}, "quantized-sharding"),
-        ({"quantization": "int8"}, "quantized-sharding"),
-        ({"sharding": "fsdp"}, "sharding-unsupported"),
-        ({"sharding": "fsdp-hybrid"}, "sharding-unsupported"),
-        ({"offload": "optimizer", "offload_to": "/fast"}, "offload-disk"),
+        ({"quantization": "int8", "sharding": "fsdp"}, "quantized-sharding"),
+        ({"sharding": "fsdp-hybrid", "num_machines": 4}, "hybrid-single"),
+        ({"sharding": "zero2", "offload": "optimizer", "offload_to": "/fast"}, "offload-disk"),
         ({"offload": "optimizer", "optim": "adamw_bnb_8bit"}, "offload-optim"),
     ],
 )
@@ -157,7 +175,14 @@ def test_what_cannot_be_shared_is_refused_with_a_way_out(changes: dict[str, Any]
     assert all(f.fix for f in found)
 
 
-@pytest.mark.parametrize("changes", [{}, {"sharding": "ddp", "quantization": "nf4"}, {"offload": "parameters"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"quantization": "nf4"}, {"quantization": "int8"}, {"sharding": "ddp", "quantization": "nf4"}, {"offload": "parameters"},
+        {"sharding": "fsdp", "quantization": "nf4"}, {"sharding": "fsdp-hybrid", "num_machines": 2},
+        {"offload": "optimizer", "offload_to": "/fast"},
+    ],
+)  # fmt: skip
 def test_what_can_be_shared_is_not_refused(changes: dict[str, Any]) -> None:
     assert sharding_faults(plan(**changes)) == []
 
@@ -174,6 +199,7 @@ def test_a_launcher_told_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch, t
     check_world(plan())
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "false")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(UnsupportedError, match="told to use fsdp"):
         check_world(plan(sharding="ddp"))
 

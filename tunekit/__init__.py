@@ -61,6 +61,7 @@ _WHERE = {
     "last_checkpoint": "tunekit.checkpoint",
     "load": "tunekit.attach",
     "make_student": "tunekit.student",
+    "merge": "tunekit.merging",
     "optimizer": "tunekit.assemble",
     "prepare": "tunekit.attach",
     "reopen": "tunekit.run_folder",
@@ -121,6 +122,7 @@ if TYPE_CHECKING:
     from tunekit.finding import Finding
     from tunekit.interchange.exporting import export
     from tunekit.interchange.importing import import_plan
+    from tunekit.merging import merge
     from tunekit.mixin import TrainerMixin
     from tunekit.plan import DataSpec, Plan
     from tunekit.run_folder import reopen

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tunekit import delta_format
 from tunekit.errors import UnreadableError
 from tunekit.finding import Finding, error
+from tunekit.structure import class_name
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +90,6 @@ def about(top: Any) -> dict[str, Any]:
         "model_type": top.config.model_type,
         "hidden_size": getattr(top.config, "hidden_size", None),
         "model_name": getattr(top, "name_or_path", "") or None,
-        "model_class": type(top).__name__,
+        "model_class": class_name(top),
         "version": VERSION,
     }

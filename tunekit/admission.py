@@ -11,6 +11,7 @@ from typing import Any
 from tunekit.contracts import learnt_form
 from tunekit.errors import InvalidError, MissingPackageError, OccupiedError, UnsupportedError, raise_all
 from tunekit.finding import Finding, error
+from tunekit.fsdp import SHARDINGS, forget, fsdp_arguments
 from tunekit.plan import Plan
 from tunekit.sharding import deepspeed_config, sharding_faults, zero_stage
 from tunekit.task import Task
@@ -76,7 +77,7 @@ def _device_faults(plan: Plan) -> list[Finding]:
 def _launcher_faults(plan: Plan) -> list[Finding]:
     """What `accelerate launch` was told of sharding, where it is not what the plan says."""
     told = _told()
-    if told is None or told == (plan.sharding or ""):
+    if told is None or told == (plan.sharding or "").removesuffix("-hybrid"):
         return []
     return [
         error(
@@ -88,7 +89,8 @@ def _launcher_faults(plan: Plan) -> list[Finding]:
 
 def _told() -> str | None:
     """The form of sharding in the environment that accelerate makes; None where it leaves the choice open."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+    # Without the second accelerate has set the first itself, for an earlier run in this process.
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and "FSDP_VERSION" in os.environ:
         return "fsdp"
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() != "true":
         return None
@@ -102,21 +104,44 @@ def _told() -> str | None:
     return None if stage is None else f"zero{stage}"
 
 
-def check_sharding(plan: Plan) -> None:
+def check_sharding(plan: Plan, *, starts: bool = True) -> None:
     """Refuses what cannot be shared so.
+
+    Args:
+        plan: The plan.
+        starts: Whether the processes run on this machine, so that what they need must be here.
 
     Raises:
         UnsupportedError: what `tunekit.sharding.sharding_faults` says.
-        MissingPackageError: `package-missing`, where DeepSpeed is needed and not installed.
+        MissingPackageError: `package-missing`, where DeepSpeed is needed and not installed; `offload-disk`, where it cannot
+            use the disk.
     """
     raise_all(sharding_faults(plan), UnsupportedError)
-    if zero_stage(plan) is None:
+    if zero_stage(plan) is None or not starts:
         return
     import importlib.util
 
     if importlib.util.find_spec("deepspeed") is None:
         fix = "pip install 'tunekit-hf[deepspeed]', or set `sharding: ddp`"
         raise MissingPackageError(error("package-missing", f"`sharding: {plan.sharding}`", "it needs DeepSpeed", fix))
+    if plan.offload is not None and plan.offload_to != "cpu":
+        _check_disk(plan)
+
+
+def _check_disk(plan: Plan) -> None:
+    import contextlib
+    import io
+
+    os.environ.setdefault("DS_ACCELERATOR", "cpu" if "ACCELERATE_USE_CPU" in os.environ else "cuda")
+    with contextlib.redirect_stdout(io.StringIO()):
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        able = AsyncIOBuilder().is_compatible(verbose=False)
+    if not able:
+        fix = "install the system's libaio with its headers (`apt install libaio-dev`), or set `offload_to: cpu`"
+        raise MissingPackageError(
+            error("offload-disk", f"`offload_to: {plan.offload_to}`", "DeepSpeed reads and writes a disk by libaio, which is not here", fix)
+        )  # fmt: skip
 
 
 def check_data(plan: Plan) -> None:
@@ -189,19 +214,27 @@ def sharded_arguments(plan: Plan, arguments: Mapping[str, Any], *, cpu: bool) ->
     Raises:
         InvalidError: `host-field-owned`, for sharding by keyword that the plan already decides.
     """
-    owned = [k for k in ("deepspeed", "fsdp", "fsdp_config") if k in arguments and plan.sharding is not None]
+    owned = [
+        k
+        for k in ("deepspeed", "fsdp", "fsdp_config", "parallelism_config")
+        if k in arguments and plan.sharding is not None
+    ]
     raise_all(
         [error("host-field-owned", f"keyword `{k}`", "the plan decides it", "use `plan.replace(sharding=...)`") for k in owned],
         InvalidError,
     )  # fmt: skip
+    if plan.sharding not in SHARDINGS and plan.num_processes > 1:
+        forget()
     if zero_stage(plan) is None:
-        if plan.sharding == "ddp" and _told() is None:
+        if plan.num_processes > 1 and _told() is None:
             # What accelerate leaves behind after a run with DeepSpeed in the same process would start another.
             os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-        return dict(arguments)
+        return {**arguments, **fsdp_arguments(plan)}
     if cpu:
         _deepspeed_on_cpu()
-    return {**arguments, "deepspeed": deepspeed_config(plan)}
+    # The launcher's file may have been written for cards that it knew, or changed by hand: it holds, as the host checks it.
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE") if _told() else None
+    return {**arguments, "deepspeed": json.loads(Path(file).read_text("utf-8")) if file else deepspeed_config(plan)}
 
 
 def _deepspeed_on_cpu() -> None:

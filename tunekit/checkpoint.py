@@ -9,7 +9,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from tunekit.errors import UnsupportedError
 from tunekit.files import write_json
+from tunekit.finding import error
 
 MANIFEST = "tunekit-manifest.json"
 _NAME = re.compile(r"^checkpoint-(\d+)$")
@@ -127,6 +129,31 @@ def _size_fault(path: Path, size: int) -> str | None:
     if not path.is_file():
         return "is missing"
     return None if path.stat().st_size == size else f"has {path.stat().st_size:,} bytes instead of {size:,}"
+
+
+def check_ranks(folder: str | Path, num_processes: int, *, divided: bool) -> None:
+    """Refuses a checkpoint whose optimizer lies in as many parts as there were processes, for another number of them.
+
+    Args:
+        folder: The checkpoint.
+        num_processes: Processes that would go on from it.
+        divided: Whether the state is divided (DeepSpeed); what DDP and FSDP write is whole.
+
+    Raises:
+        UnsupportedError: `resume-ranks`.
+    """
+    try:
+        wrote = json.loads((Path(folder) / MANIFEST).read_text("utf-8")).get("num_processes")
+    except (OSError, ValueError, AttributeError):
+        return
+    if divided and wrote is not None and wrote != num_processes:
+        raise UnsupportedError(
+            error(
+                "resume-ranks", f"checkpoint {Path(folder).name!r} of {wrote} processes with {num_processes}",
+                "DeepSpeed writes the optimizer's state in one part a process",
+                f"resume on {wrote} processes, or start anew from the weights: `model: {folder}` for full fine-tuning",
+            )
+        )  # fmt: skip
 
 
 def seal(folder: str | Path, **facts: Any) -> Path:

@@ -16,7 +16,7 @@ from tunekit.errors import TunekitError, UnreadableError, UnsupportedError
 from tunekit.files import write_json
 from tunekit.finding import Finding, error
 from tunekit.snapshot import prepared
-from tunekit.structure import task_model, tasks_of
+from tunekit.structure import class_name, task_model, tasks_of
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def describe(model: nn.Module, method: Method) -> dict[str, Any]:
         "schema": SCHEMA,
         "method": method.to_dict(),
         "task": task.name if task else None,
-        "base": {"class": type(base).__name__, "name": getattr(base, "name_or_path", "") or None},
+        "base": {"class": class_name(base), "name": getattr(base, "name_or_path", "") or None},
     }
 
 
@@ -177,8 +177,8 @@ def check_base(folder: Path, model: nn.Module) -> None:
     """
     base = read_config(folder).get("base")
     saved = base.get("class") if isinstance(base, dict) else None
-    if saved and saved != type(model).__name__:
-        raise UnsupportedError(wrong_base(folder, f"it belongs to a {saved}, this is a {type(model).__name__}"))
+    if saved and saved != class_name(model):
+        raise UnsupportedError(wrong_base(folder, f"it belongs to a {saved}, this is a {class_name(model)}"))
 
 
 def reason(e: Exception) -> str:

@@ -12,8 +12,9 @@ from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from tunekit.attach import prepared
-from tunekit.checkpoint import last_checkpoint
+from tunekit.checkpoint import check_ranks, last_checkpoint
 from tunekit.contracts import Objective
+from tunekit.fsdp import by_blocks, share
 from tunekit.objectives.supervised import Supervised, num_supervised
 from tunekit.out_of_memory import OomRecovery
 from tunekit.own_module import load_beside, own_parameters, save_beside
@@ -53,6 +54,7 @@ class TrainerMixin:
         self.oom_recovery = OomRecovery()
         self._share = 1.0
         super().__init__(*args, **kwargs)
+        by_blocks(self)
         if not self.learning_objective.plain_trainer:
             # The host asks whether the model's own loss takes the number of items; this loss does.
             self.model_accepts_loss_kwargs = True
@@ -145,6 +147,11 @@ class TrainerMixin:
         ours = not isinstance(self.learning_objective, Supervised) or self._own_loss_is_ours()
         return alone and ours and not args.auto_find_batch_size
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """The host's; FSDP is turned on where accelerate leaves it out."""
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        share(self)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The host's optimizer over the method's parameter groups."""
         target = self.model if model is None else model  # type: ignore[attr-defined]
@@ -164,6 +171,8 @@ class TrainerMixin:
         """The host's training; True resumes from the newest whole checkpoint, where the host would take a torn one."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir) or True  # type: ignore[attr-defined]
+        if isinstance(resume_from_checkpoint, str | Path):
+            check_ranks(resume_from_checkpoint, self.args.world_size, divided=bool(self.args.deepspeed))  # type: ignore[attr-defined]
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def _get_output_dir(self, trial: Any) -> str:

@@ -23,18 +23,22 @@ def quantization_config(plan: Plan) -> BitsAndBytesConfig | None:
     """
     if plan.quantization is None:
         return None
-    return quantized_as(
-        plan.quantization, {"bf16": "bfloat16", "fp16": "float16"}.get(plan.mixed_precision or "", plan.dtype)
-    )
+    compute = {"bf16": "bfloat16", "fp16": "float16"}.get(plan.mixed_precision or "", plan.dtype)
+    # What divides weights over ranks sends floats: bytes are stored as such, and never computed with. DeepSpeed turns floats of
+    # the model into the dtype that it computes in, which would turn the bytes too.
+    divides = plan.sharding in ("zero3", "fsdp", "fsdp-hybrid")
+    stored = (compute if plan.sharding == "zero3" else plan.dtype) if divides else "uint8"
+    return quantized_as(plan.quantization, compute, stored=stored)
 
 
-def quantized_as(kind: str, compute: str, field: str = "quantization") -> BitsAndBytesConfig:
+def quantized_as(kind: str, compute: str, field: str = "quantization", stored: str = "uint8") -> BitsAndBytesConfig:
     """The configuration for one kind of quantisation.
 
     Args:
         kind: `nf4`, `fp4` or `int8`.
         compute: The dtype to compute in, by name.
         field: Where the kind was set, for the message.
+        stored: The dtype that packed 4-bit values are kept in, by name.
 
     Raises:
         MissingPackageError: `package-missing`.
@@ -57,4 +61,5 @@ def quantized_as(kind: str, compute: str, field: str = "quantization") -> BitsAn
         bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, compute),
+        bnb_4bit_quant_storage=getattr(torch, stored),
     )

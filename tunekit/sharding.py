@@ -7,13 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from tunekit.finding import Finding, error
+from tunekit.message_sizes import MessageSizes
 from tunekit.plan import Plan
 
-BUCKET_ELEMENTS = 20_000_000
-"""Elements that are sent at once: 40 MB in 16 bits, beyond DDP's 25 MiB, where links are already busy."""
-
 _ZERO = {"zero1": 1, "zero2": 2, "zero3": 3}
-_WHOLE_BASE = ("zero3", "fsdp", "fsdp-hybrid")
 
 
 def zero_stage(plan: Plan) -> int | None:
@@ -28,7 +25,7 @@ def zero_stage(plan: Plan) -> int | None:
     return _ZERO.get(plan.sharding or "")
 
 
-def deepspeed_config(plan: Plan) -> dict[str, Any]:
+def deepspeed_config(plan: Plan, sizes: MessageSizes | None = None) -> dict[str, Any]:
     """DeepSpeed's JSON for a plan with `sharding: zero1`, `zero2` or `zero3`; no value is left to `auto`.
 
     The optimizer and the schedule are the Trainer's, so that a method's parameter groups (LoRA+, discriminative rates)
@@ -36,6 +33,7 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
 
     Args:
         plan: The plan.
+        sizes: How much is sent at once, where the cards are known (`tunekit.message_sizes`).
 
     Example:
         >>> import tunekit
@@ -56,7 +54,8 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
         "bf16": {"enabled": plan.mixed_precision == "bf16"},
         "fp16": {"enabled": plan.mixed_precision == "fp16", "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000,
                  "hysteresis": 2, "min_loss_scale": 1},
-        "zero_optimization": _zero(plan),
+        "zero_optimization": _zero(plan, sizes or MessageSizes()),
+        **({"aio": dict(_AIO)} if plan.offload is not None and plan.offload_to != "cpu" else {}),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31 - 1,
@@ -64,28 +63,39 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _zero(plan: Plan) -> dict[str, Any]:
+_AIO = {
+    "block_size": 1048576,
+    "queue_depth": 8,
+    "intra_op_parallelism": 1,
+    "single_submit": False,
+    "overlap_events": True,
+}
+"""How a disk is read and written: DeepSpeed's defaults (`deepspeed/runtime/swap_tensor/constants.py`), written out."""
+
+
+def _zero(plan: Plan, sizes: MessageSizes) -> dict[str, Any]:
     stage = zero_stage(plan)
     shared = {
         "stage": stage,
         "overlap_comm": stage == 3,
         "contiguous_gradients": True,
         "reduce_scatter": True,
-        "reduce_bucket_size": BUCKET_ELEMENTS,
+        "reduce_bucket_size": sizes.bucket_elements,
         "allgather_partitions": True,
-        "allgather_bucket_size": BUCKET_ELEMENTS,
+        "allgather_bucket_size": sizes.bucket_elements,
         **_offload(plan),
     }
     if stage != 3:
         return shared
     return shared | {
         "sub_group_size": 10**9,
-        "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
-        "stage3_param_persistence_threshold": 100_000,
+        "stage3_prefetch_bucket_size": sizes.prefetch_elements,
+        "stage3_param_persistence_threshold": sizes.resident_elements,
         "stage3_max_live_parameters": 10**9,
         "stage3_max_reuse_distance": 10**9,
         # What is saved is whole.
         "stage3_gather_16bit_weights_on_model_save": True,
+        **({"zero_hpz_partition_size": sizes.machine_copy_ranks} if sizes.machine_copy_ranks > 1 else {}),
     }
 
 
@@ -100,12 +110,16 @@ def _offload(plan: Plan) -> dict[str, Any]:
     return {name: dict(where) for name in names}
 
 
-def fsdp_config(plan: Plan, block_class: str) -> dict[str, Any]:
+def fsdp_config(plan: Plan, block_class: str | None = None) -> dict[str, Any]:
     """FSDP 2's settings for a plan with `sharding: fsdp` or `fsdp-hybrid`, for a Trainer of your own.
+
+    Activation checkpointing stays the model's own (`activation_checkpointing` of TrainingArguments): FSDP's would rename
+    every module, and what was learnt is saved by name.
 
     Args:
         plan: The plan.
-        block_class: The class of the model's blocks, such as `LlamaDecoderLayer`: each is sharded as a unit.
+        block_class: The class of the model's blocks, such as `LlamaDecoderLayer`: each is sharded as a unit. None: what
+            transformers says must not be split (`_no_split_modules`).
 
     Example:
         >>> import tunekit
@@ -120,12 +134,12 @@ def fsdp_config(plan: Plan, block_class: str) -> dict[str, Any]:
     return {
         "version": 2,
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "transformer_layer_cls_to_wrap": [block_class],
+        **({"transformer_layer_cls_to_wrap": [block_class]} if block_class else {}),
         "reshard_after_forward": True,
         "cpu_offload": False,
         "cpu_ram_efficient_loading": False,
         "state_dict_type": "FULL_STATE_DICT",
-        "activation_checkpointing": plan.activation_checkpointing,
+        "activation_checkpointing": False,
     }
 
 
@@ -158,6 +172,8 @@ def accelerate_config(plan: Plan, *, cpu: bool, deepspeed_file: str | None = Non
         "use_cpu": cpu and plan.num_processes == 1,
         "debug": False,
     }
+    if plan.sharding in ("fsdp", "fsdp-hybrid"):
+        config |= {"distributed_type": "FSDP", "fsdp_config": _fsdp_for_launcher(plan)}
     if zero_stage(plan) is None:
         return config | {"mixed_precision": plan.mixed_precision or "no"}
     assert deepspeed_file is not None, "ZeRO needs DeepSpeed's file"
@@ -166,6 +182,20 @@ def accelerate_config(plan: Plan, *, cpu: bool, deepspeed_file: str | None = Non
         # Started once a machine, by hand or by Slurm; DeepSpeed's own launcher would want to log in to the others.
         deepspeed["deepspeed_multinode_launcher"] = "standard"
     return config | {"distributed_type": "DEEPSPEED", "deepspeed_config": deepspeed}
+
+
+def _fsdp_for_launcher(plan: Plan) -> dict[str, Any]:
+    """The same under accelerate's own names; over machines the hybrid form's two sizes come from the plan, when training starts."""
+    told = fsdp_config(plan)
+    return {
+        "fsdp_version": told["version"],
+        "fsdp_auto_wrap_policy": told["auto_wrap_policy"],
+        "fsdp_reshard_after_forward": told["reshard_after_forward"],
+        "fsdp_state_dict_type": told["state_dict_type"],
+        "fsdp_cpu_ram_efficient_loading": told["cpu_ram_efficient_loading"],
+        "fsdp_offload_params": told["cpu_offload"],
+        "fsdp_activation_checkpointing": told["activation_checkpointing"],
+    }
 
 
 def launch_environment(plan: Plan, *, cpu: bool) -> dict[str, str]:
@@ -188,24 +218,26 @@ def sharding_faults(plan: Plan) -> list[Finding]:
     Example:
         >>> import tunekit
         >>> plan = tunekit.Plan(model="m", task="causal-lm", method=tunekit.methods.Lora(), num_processes=2, sharding="zero3")
-        >>> [f.code for f in sharding_faults(plan.replace(quantization="nf4"))]
+        >>> [f.code for f in sharding_faults(plan.replace(sharding="fsdp", quantization="int8"))]
         ['quantized-sharding']
     """
-    way = "set `sharding: ddp`, or `quantization: null`"
+    stage, fsdp = zero_stage(plan), plan.sharding in ("fsdp", "fsdp-hybrid")
     rules = (
         (
-            plan.sharding in ("fsdp", "fsdp-hybrid"),
-            "sharding-unsupported", f"`sharding: {plan.sharding}`", "this version runs DDP and ZeRO",
-            "set `sharding: zero3`, which divides the same, or hand the prepared model to a Trainer with `tunekit.sharding.fsdp_config`",
+            plan.sharding == "fsdp-hybrid" and plan.num_machines > 1 and plan.num_processes == plan.num_machines,
+            "hybrid-single", f"`sharding: fsdp-hybrid` with {plan.num_processes} processes on {plan.num_machines} machines",
+            "it divides within a machine, where there is nobody to divide with", "set `sharding: ddp`, or `fsdp`",
         ),
         (
-            plan.quantization is not None and plan.sharding in _WHOLE_BASE,
-            "quantized-sharding", f"`quantization: {plan.quantization}` with `sharding: {plan.sharding}`",
-            "quantised weights are packed bytes with their constants beside them, which are not divided over ranks", way,
+            plan.quantization == "int8" and fsdp,
+            "quantized-sharding", f"`quantization: int8` with `sharding: {plan.sharding}`",
+            "FSDP puts plain tensors in the place of bitsandbytes' 8-bit weights, which lose the scales that they carry",
+            "set `quantization: nf4`, which is divided, or `sharding: ddp`",
         ),
         (
-            plan.offload is not None and plan.offload_to != "cpu",
-            "offload-disk", f"`offload_to: {plan.offload_to}`", "this version offloads to host memory only", "set `offload_to: cpu`",
+            plan.offload is not None and plan.offload_to != "cpu" and stage != 3,
+            "offload-disk", f"`offload_to: {plan.offload_to}` with `sharding: {plan.sharding}`",
+            "DeepSpeed moves state to a disk under ZeRO-3 only", "set `sharding: zero3`, or `offload_to: cpu`",
         ),
         (
             plan.offload is not None and any(word in plan.optim for word in ("8bit", "4bit", "paged", "fused")),

@@ -268,6 +268,11 @@ def quantization_of(model: nn.Module) -> str | None:
     return "int8" if getattr(config, "load_in_8bit", False) else str(getattr(config, "quant_method", "quantised"))
 
 
+def class_name(model: nn.Module) -> str:
+    """The name of transformers' class, also where FSDP has put one of its own before it (`FSDPLlamaForCausalLM`)."""
+    return next(c.__name__ for c in type(model).__mro__ if "FSDPModule" not in {b.__name__ for b in c.__mro__})
+
+
 def side_of(config: Any) -> Side:
     """Which half of a transformer: a decoder is what writes text and fills in no masks."""
     from transformers.models.auto import modeling_auto as auto

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tunekit.advisor.simulate.trace import PARTS
+from tunekit.message_sizes import BUCKET_ELEMENTS
 from tunekit.plan import Plan
-from tunekit.sharding import BUCKET_ELEMENTS, zero_stage
+from tunekit.sharding import zero_stage
 
 if TYPE_CHECKING:
     from tunekit.advisor.simulate.depth import Timeline

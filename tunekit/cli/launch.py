@@ -8,13 +8,14 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunekit.cli.session import Answer, AsJson, Verbose, command, say
 
 if TYPE_CHECKING:
+    from tunekit.message_sizes import MessageSizes
     from tunekit.plan import Plan
 
 _CPU_DEFAULTS = {"OMP_NUM_THREADS": "1"}
@@ -41,6 +42,9 @@ def answer(
     slurm: Annotated[
         bool, typer.Option("--slurm", help="Write a Slurm script too, and start nothing: hand it to sbatch.")
     ] = False,
+    hardware: Annotated[
+        str | None, typer.Option(help="Cards to size the messages for, such as `2x8xH100`; says the predicted memory.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write into an output folder that is not empty.")
     ] = False,
@@ -63,7 +67,7 @@ def answer(
     starts = not (dry_run or slurm)
     _check(read, machine_rank, main_process_ip, overwrite=overwrite or resume, starts=starts, slurm=slurm)
     # Another machine will run a script or a dry run's command; it is taken to have GPUs only if this one has.
-    cpu = cuda_here() is None
+    cpu = cuda_here() is None and hardware in (None, "cpu")
     flags = [
         *asked,
         *(["--overwrite"] if overwrite else []),
@@ -75,7 +79,8 @@ def answer(
         _environment(read, cpu),
         _command(read, folder, [plan, *flags], machine_rank, main_process_ip, main_process_port),
     )
-    files = write_files(read, folder, cpu=cpu)
+    sizes, predicted = _sized(read, hardware) if hardware is not None else (None, None)
+    files = write_files(read, folder, cpu=cpu, sizes=sizes)
     if slurm:
         files.append(
             _write(folder / "slurm.sh", slurm_script(read, environment, folder, [plan, *flags], main_process_port))
@@ -86,17 +91,29 @@ def answer(
         "files": [str(f) for f in files],
         "environment": environment,
         "command": words,
+        "predicted": predicted,
         "exit": None,
     }
-    told = "\n".join([*(f"wrote {f}" for f in files), f"sbatch {files[-1]}" if slurm else line])
+    said = [] if predicted is None else [_predicted_line(predicted)]
+    told = "\n".join([*said, *(f"wrote {f}" for f in files), f"sbatch {files[-1]}" if slurm else line])
     if not starts:
         return Answer(data=data, text=lambda: told)
     say(told)
     code = _start(words, environment)
     if code:
-        typer.echo(f"error: a process of the run ended with exit code {code}; what it said stands above", err=True)
+        typer.echo(f"error: {_ended(read, plan, code)}", err=True)
         raise typer.Exit(2 if code == 2 else 1)
     return Answer(data={**data, "exit": code})  # fmt: skip
+
+
+def _ended(plan: Plan, file: str, code: int) -> str:
+    """What became of the run, and how it goes on. The launcher has ended the other processes of this machine."""
+    from tunekit.checkpoint import last_checkpoint
+
+    said = f"a process of the run ended with exit code {code} and the others were ended; what it said stands above"
+    if code != 2 and (last := last_checkpoint(plan.output_dir)):
+        said += f"; `tunekit launch {file} --resume` goes on from {Path(last).name}"
+    return said
 
 
 def _check(plan: Plan, rank: int, address: str | None, *, overwrite: bool, starts: bool, slurm: bool) -> None:
@@ -126,18 +143,39 @@ def _check(plan: Plan, rank: int, address: str | None, *, overwrite: bool, start
         )
     raise_all(faults, InvalidError)
     check_data(plan)
-    check_sharding(plan)
+    check_sharding(plan, starts=starts)
     if starts and rank == 0:
         check_output(plan, overwrite)  # fmt: skip
 
 
-def write_files(plan: Plan, folder: Path, *, cpu: bool) -> list[Path]:
+def _sized(plan: Plan, hardware: str) -> tuple[MessageSizes | None, dict[str, Any]]:
+    """Sizes of messages for these cards, and what the simulator says of one."""
+    from tunekit.advisor.observe.hardware import hardware as read_hardware
+    from tunekit.advisor.observe.model import model_facts
+    from tunekit.assemble import estimate_memory
+    from tunekit.message_sizes import message_sizes
+    from tunekit.sharding import zero_stage
+
+    cards = read_hardware(hardware)
+    memory = estimate_memory(plan, cards)
+    facts = model_facts(plan.model, plan.revision)
+    sizes = message_sizes(plan, facts, cards, memory) if zero_stage(plan) is not None else None
+    return sizes, {"device_bytes": memory.device_bytes, "of_bytes": cards.memory_bytes, "card": cards.name}
+
+
+def _predicted_line(predicted: Mapping[str, Any]) -> str:
+    takes, has = predicted["device_bytes"] / 2**30, predicted["of_bytes"] / 2**30
+    return f"predicted {takes:.1f} of {has:.1f} GiB a device{'' if takes <= has else ': it does not fit'}"
+
+
+def write_files(plan: Plan, folder: Path, *, cpu: bool, sizes: MessageSizes | None = None) -> list[Path]:
     """accelerate's YAML and, for ZeRO, DeepSpeed's JSON.
 
     Args:
         plan: The plan.
         folder: Where to; made where it does not exist.
         cpu: Whether the processes stay on the CPU.
+        sizes: How much is sent at once, where the cards are known.
     """
     import yaml
 
@@ -150,7 +188,7 @@ def write_files(plan: Plan, folder: Path, *, cpu: bool) -> list[Path]:
         return [_write(folder / "accelerate.yaml", yaml.safe_dump(config, sort_keys=False))]
     config = accelerate_config(plan, cpu=cpu, deepspeed_file=str(file))
     return [
-        _write(file, json.dumps(deepspeed_config(plan), indent=2) + "\n"),
+        _write(file, json.dumps(deepspeed_config(plan, sizes), indent=2) + "\n"),
         _write(folder / "accelerate.yaml", yaml.safe_dump(config, sort_keys=False)),
     ]
 

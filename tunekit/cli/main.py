@@ -31,6 +31,7 @@ COMMANDS = (
     "teach",
     "train",
     "launch",
+    "merge",
     "report",
     "export",
     "import",

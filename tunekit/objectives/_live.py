@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit.errors import UnsupportedError
 from tunekit.finding import error
+from tunekit.structure import class_name
 from tunekit.task import TASKS, Task
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def task_of(model: nn.Module) -> Task:
     """
     import transformers
 
-    name = type(unwrapped(model)).__name__
+    name = class_name(unwrapped(model))
     for task in TASKS:
         classes = getattr(transformers, task.auto_class)._model_mapping._model_mapping.values()
         if any(name == c or name in c for c in classes if isinstance(c, str | tuple)):

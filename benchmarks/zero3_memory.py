@@ -1,0 +1,138 @@
+"""Peak host memory of two ZeRO-3 ranks on the CPU with a model of 1 GiB of weights, beside what the simulator says of a rank.
+
+    python benchmarks/zero3_memory.py [--methods lora full] [--gib 1.0]
+
+Every rank reports the largest resident size that the system ever saw of it (VmHWM), loading included. The model has random
+weights and is written to a temporary folder. Full fine-tuning takes some 5 GiB a rank. Results: benchmarks/results/zero3_memory.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "zero3_memory.json"
+GIB = 2**30
+LENGTH, BATCH = 64, 2
+
+
+def write_model(folder: Path, gib: float) -> None:
+    """A Llama of about so many bytes in 32 bits."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from conftest import make_tokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    width, inner, vocab = 1024, 4096, 8192
+    block = 4 * width * width + 3 * width * inner
+    layers = max(1, round((gib * GIB / 4 - 2 * width * vocab) / block))
+    config = LlamaConfig(
+        hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=16, vocab_size=vocab,
+        max_position_embeddings=LENGTH, pad_token_id=0, bos_token_id=5, eos_token_id=5,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    make_tokenizer(folder, chat=True)
+
+
+def write_plan(folder: Path, model: Path, method: str) -> Any:
+    import tunekit
+
+    words = ["good", "bad", "fine", "poor", "great", "awful", "sun", "moon", "red", "blue"]
+    rows = [{"text": " ".join(words[(i + j) % 10] for j in range(LENGTH - 1))} for i in range(32)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    made = {"lora": tunekit.methods.Lora(r=16), "full": tunekit.methods.Full()}[method]
+    return tunekit.Plan(
+        model=str(model), task="causal-lm", method=made, data=tunekit.DataSpec(path=str(folder / "rows.jsonl")), max_steps=3,
+        max_length=LENGTH, per_device_train_batch_size=BATCH, num_processes=2, sharding="zero3", learning_rate=1e-4,
+        output_dir=str(folder / "run"),
+    )  # fmt: skip
+
+
+def peak_bytes() -> int:
+    """The largest resident size of this process so far."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def rank(plan: str, result: str) -> None:
+    """One rank: trains the plan and writes its peaks."""
+    import torch
+
+    torch.set_num_threads(1)
+    import tunekit
+
+    trainer = tunekit.trainer(
+        tunekit.Plan.load(plan), save_strategy="no", disable_tqdm=True, log_level="error", log_level_replica="error"
+    )
+    loaded = peak_bytes()
+    trainer.train()
+    Path(f"{result}-{os.environ['RANK']}.json").write_text(json.dumps({"loaded": loaded, "trained": peak_bytes()}))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def measure(method: str, gib: float) -> dict[str, Any]:
+    import tunekit
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = [sys.executable, __file__, "--write-model", str(folder / "model"), "--gib", str(gib)]
+        subprocess.run(command, check=True)
+        plan = write_plan(folder, folder / "model", method)
+        plan.save(folder / "plan.yaml")
+        estimate = tunekit.estimate_memory(plan, "cpu", [LENGTH] * 32)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        done = subprocess.run(
+            [*launch, "--rank", str(folder / "plan.yaml"), str(folder / "peak")],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        ranks = [json.loads((folder / f"peak-{i}.json").read_text()) for i in range(2)]
+        return {
+            "method": method, "weights_bytes": (folder / "model" / "model.safetensors").stat().st_size,
+            "predicted_bytes": estimate.device_bytes, "parts": dict(estimate.parts), "moment": estimate.moment,
+            "loaded_bytes": [r["loaded"] for r in ranks], "measured_bytes": [r["trained"] for r in ranks],
+        }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", default=["lora", "full"])
+    parser.add_argument("--gib", type=float, default=1.0)
+    parser.add_argument("--rank", nargs=2)
+    parser.add_argument("--write-model")
+    args = parser.parse_args()
+    if args.rank:
+        rank(*args.rank)
+        return
+    if args.write_model:
+        write_model(Path(args.write_model), args.gib)
+        return
+    results = {}
+    for method in args.methods:
+        found = results[method] = measure(method, args.gib)
+        print(
+            f"{method}: {found['weights_bytes'] / GIB:.2f} GiB of weights, predicted {found['predicted_bytes'] / GIB:.2f} GiB a rank"
+        )
+        for i, (loaded, peak) in enumerate(zip(found["loaded_bytes"], found["measured_bytes"], strict=True)):
+            print(
+                f"  rank {i}: peak {peak / GIB:.2f} GiB ({found['predicted_bytes'] / peak - 1:+.1%}), of it while loading {loaded / GIB:.2f} GiB"
+            )
+        print("  parts:", {k: f"{v / GIB:.2f}" for k, v in found["parts"].items() if v > 0.01 * GIB}, found["moment"])
+    if args.gib == 1.0:
+        kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        RESULTS.write_text(json.dumps(kept | results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from tunekit.advice import Advice, Entry
+from tunekit.advisor.candidates import unknown
 from tunekit.advisor.fit import Fitted, Screened, Simulator, fit
 from tunekit.advisor.judge import judge
 from tunekit.advisor.observe.dataset import observe_data
@@ -19,7 +20,6 @@ from tunekit.advisor.order import order
 from tunekit.advisor.propose import max_length as proposed_length
 from tunekit.advisor.propose import propose
 from tunekit.advisor.rescue import nothing_fits
-from tunekit.discovery import find
 from tunekit.errors import InvalidError, TunekitError, raise_all
 from tunekit.finding import Finding, error, nearest, note
 from tunekit.task import Task
@@ -124,7 +124,7 @@ def _plain_values(
         faults.append(error("goal-unknown", f"goal {goal!r}", "no such goal", nearest(goal, goals)))
     slugs = (methods,) if isinstance(methods, str) else tuple(methods) if methods is not None else None
     for slug in slugs or ():
-        faults += _fault(lambda slug=slug: find("method", slug))
+        faults += unknown(slug)
     if slugs == ():
         faults.append(
             error("methods-empty", "`methods` is empty", "there is nothing to compare", "leave it out to compare all")
@@ -140,15 +140,6 @@ def _plain_values(
     raise_all(faults)
     assert where is not None
     return given, where, slugs
-
-
-def _fault(read: Any) -> tuple[Finding, ...]:
-    """The findings of the error that this raises."""
-    try:
-        read()
-    except InvalidError as e:
-        return e.findings
-    return ()
 
 
 def _about_lengths(workload: Workload) -> list[Finding]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tunekit.advice import Entry
+from tunekit.advisor.candidates import Candidate, candidates
 from tunekit.contracts import Method, Recipe, learnt_form
-from tunekit.discovery import everything, find
-from tunekit.errors import TunekitError, raise_all
-from tunekit.finding import Finding, error
+from tunekit.finding import Finding
 from tunekit.plan import DataSpec, Plan
+from tunekit.sharding import sharding_faults
 from tunekit.workload import Workload
 
 LARGE_PARAMETERS = 1_000_000_000
@@ -31,69 +30,51 @@ def propose(workload: Workload, methods: Iterable[str] | None = None) -> tuple[t
 
     Args:
         workload: The question.
-        methods: Slugs to restrict the candidates to; None compares every method that is installed.
+        methods: Names to restrict the candidates to; None compares every method that is installed.
 
     Raises:
-        InvalidError: `method-unknown`, `method-needs-settings`, for every slug at once.
+        InvalidError: `method-unknown`, `method-needs-settings`, for every name at once.
     """
     plans: list[Plan] = []
     refused: list[Entry] = []
-    for cls in _classes(methods):
-        for method in cls.candidates(workload):
-            finding = method.supports(workload.model, workload.task)
-            plan = make_plan(workload, method)
-            if finding is None:
-                plans += [plan, *_smaller(workload, plan)]
-            else:
-                refused.append(Entry(plan=plan, memory=None, duration=None, findings=(finding,)))
+    for candidate in candidates(workload, methods):
+        plan = make_plan(workload, candidate.method, candidate)
+        finding = _unsuited(workload, plan)
+        if finding is None:
+            plans += [plan, *_smaller(workload, plan)]
+        else:
+            refused.append(Entry(plan=plan, memory=None, duration=None, findings=(finding,)))
     return tuple(plans), tuple(refused)
+
+
+def _unsuited(workload: Workload, plan: Plan) -> Finding | None:
+    """Why method or objective cannot work here, whatever the knobs."""
+    taught = None if plan.objective is None else plan.objective.supports(workload.model, workload.task)
+    return taught or refusal(workload, plan.replace(sharding=None, num_processes=1, num_machines=1))
 
 
 def _smaller(workload: Workload, plan: Plan) -> list[Plan]:
     """Where the goal is memory, the plan on a 4-bit base beside it, whether or not a 16-bit one fits."""
-    if workload.goal != "memory" or plan.method.trains_base:
+    if workload.goal != "memory" or plan.method.trains_base or plan.quantization is not None:
         return []
-    half, mixed = (
-        ("bfloat16", "bf16") if workload.hardware.bf16 or workload.hardware.device == "cpu" else ("float16", "fp16")
-    )
-    smaller = plan.replace(quantization="nf4", dtype=half, mixed_precision=mixed)
+    smaller = plan.replace(**quantized(workload, "nf4"))
     return [smaller] if refusal(workload, smaller) is None else []
 
 
-def _classes(methods: Iterable[str] | None) -> list[type[Method]]:
-    """The methods' classes in alphabetical order of their slugs, or in the order asked for."""
-    if methods is None:
-        # What needs settings that nobody can guess (adapters to fuse, a PEFT configuration) proposes nothing by itself.
-        return list(everything("method").values())
-    found: list[type[Method]] = []
-    faults: list[Finding] = []
-    for slug in dict.fromkeys([methods] if isinstance(methods, str) else methods):
-        try:
-            found.append(find("method", slug))
-            faults += _needs_settings(found[-1])
-        except TunekitError as e:
-            faults += e.findings
-    raise_all(faults)
-    return found
+def quantized(workload: Workload, quantization: str) -> Mapping[str, Any]:
+    """The knobs of a quantised base: it computes in 16 bits."""
+    brain = workload.hardware.bf16 or workload.hardware.device == "cpu"
+    half, mixed = ("bfloat16", "bf16") if brain else ("float16", "fp16")
+    return {"quantization": quantization, "dtype": half, "mixed_precision": mixed}
 
 
-def _needs_settings(cls: type[Method]) -> list[Finding]:
-    """Why a method that is asked for by its name alone cannot be proposed."""
-    kind: Any = cls
-    needed = [
-        f.name for f in dataclasses.fields(kind) if f.init and f.default is f.default_factory is dataclasses.MISSING
-    ]
-    if not needed:
-        return []
-    names = " and ".join(f"`{n}`" for n in needed)
-    seen, why = f"method {cls.slug!r} without settings", f"nobody can guess its {names}"
-    fix = f"write a plan with `method: {{kind: {cls.slug}, {needed[0]}: ...}}` and estimate that"
-    return [error("method-needs-settings", seen, why, fix)]
-
-
-def make_plan(workload: Workload, method: Method) -> Plan:
+def make_plan(workload: Workload, method: Method, candidate: Candidate | None = None) -> Plan:
     """The plan of one method under its own recipe, at the settings that would be preferred if memory did not matter."""
     recipe = method.recipe(workload)
+    candidate = candidate or Candidate(method=method)
+    knobs = dict(precision(workload, method))
+    if candidate.quantization is not None:
+        knobs |= quantized(workload, candidate.quantization)
     devices = workload.hardware.total_devices
     rows = rows_per_device(recipe, workload)
     return Plan(
@@ -102,8 +83,9 @@ def make_plan(workload: Workload, method: Method) -> Plan:
         task=workload.task.name,
         problem_type=workload.data.problem_type,
         data=_data_spec(workload),
-        output_dir=f"runs/{method.slug}",
+        output_dir=f"runs/{candidate.objective.slug if candidate.objective else method.slug}",
         method=method,
+        objective=candidate.objective,
         max_length=max_length(workload),
         per_device_train_batch_size=rows,
         per_device_eval_batch_size=rows if workload.task.name in ("causal-lm", "seq2seq") else 2 * rows,
@@ -112,12 +94,12 @@ def make_plan(workload: Workload, method: Method) -> Plan:
         max_grad_norm=recipe.max_grad_norm,
         lr_scheduler_type=recipe.lr_scheduler_type,
         warmup=recipe.warmup,
-        num_train_epochs=recipe.num_train_epochs,
+        num_train_epochs=candidate.num_train_epochs or recipe.num_train_epochs,
         optim="adamw_torch_fused" if workload.hardware.device == "cuda" else "adamw_torch",
         num_processes=devices,
         num_machines=workload.hardware.num_machines,
         sharding="ddp" if devices > 1 else None,
-        **precision(workload, method),
+        **knobs,
     )
 
 
@@ -165,8 +147,10 @@ def _data_spec(workload: Workload) -> DataSpec | None:
 
 
 def refusal(workload: Workload, plan: Plan) -> Finding | None:
-    """Why the plan's method cannot work under the plan's quantisation and sharding, or None."""
+    """Why the plan cannot work under its quantisation and sharding, or None: what the assembly would refuse too."""
     form = learnt_form(plan.objective, workload.task, workload.model.side)
-    return plan.method.supports(
+    # The finding of the method itself says more than that of the sharding.
+    method = plan.method.supports(
         workload.model, form, plan.objective, quantization=plan.quantization, sharding=plan.sharding
     )
+    return method or next(iter(sharding_faults(plan)), None)

@@ -34,6 +34,12 @@ class Entry:
     """Entries with the same number are told apart by no evidence, only by memory, time and storage."""
 
     @property
+    def slug(self) -> str:
+        """What it is compared as: the objective's name where it is not the labels alone, else the method's."""
+        objective = self.plan.objective
+        return self.plan.method.slug if objective is None or objective.slug == "supervised" else objective.slug
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """One sentence for each finding that moved it, the weightiest first."""
         return tuple(f.seen for f in self.moving)
@@ -89,15 +95,15 @@ class Advice:
         return self.ranked[0] if self.ranked else None
 
     def entry(self, slug: str) -> Entry:
-        """The best entry of a method, ranked or rejected.
+        """The best entry of a method, or of an objective such as `distillation`, ranked or rejected.
 
         Raises:
             InvalidError: `method-not-considered`, naming those that were.
         """
         for entry in (*self.ranked, *self.rejected):
-            if entry.plan.method.slug == slug:
+            if entry.slug == slug:
                 return entry
-        known = sorted({e.plan.method.slug for e in (*self.ranked, *self.rejected)})
+        known = sorted({e.slug for e in (*self.ranked, *self.rejected)})
         raise InvalidError(
             error("method-not-considered", f"method {slug!r}", "this advice did not look at it", nearest(slug, known))
         )

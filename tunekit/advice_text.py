@@ -246,6 +246,8 @@ _HIDDEN = ("lora_alpha", "lora_dropout")
 def method_text(plan: Plan) -> str:
     """A method's name with the settings that make it what it is, such as `LoRA r=16, 4-bit base`."""
     name = f"{plan.method.title} {', '.join(_method_settings(plan.method))}".strip()
+    if plan.objective is not None and plan.objective.slug != "supervised":
+        name = f"{plan.objective.title}: {name}"
     bits = {"nf4": "4-bit", "fp4": "4-bit", "int8": "8-bit"}
     return name + (f", {bits[plan.quantization]} base" if plan.quantization else "")
 

@@ -146,6 +146,16 @@ class DataFacts:
         return self.lengths[max(rank, 1) - 1] if self.lengths else 0
 
     @property
+    def infers(self) -> bool:
+        """Whether the classes say what follows from what, as in inference between two texts.
+
+        Example:
+            >>> DataFacts(num_examples=9, label_names=("entailment", "not_entailment")).infers
+            True
+        """
+        return any(name.lower().startswith(("entail", "contradict")) for name in self.label_names)
+
+    @property
     def examples_per_class(self) -> float | None:
         """Training rows per class, where there are classes."""
         return self.num_examples / self.num_labels if self.num_labels else None

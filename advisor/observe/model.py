@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunekit.advisor.checkpoints import configuration, follows_instructions
 from tunekit.errors import InvalidError, MissingError, UnreadableError, UnsupportedError
 from tunekit.finding import error
 from tunekit.task import TASKS, Task
@@ -145,6 +146,8 @@ def _read_hub(name: str, revision: str | None, trust: bool) -> PretrainedConfig:
     except Exception as e:
         raise _explain(name, e) from None
     if (reason := _unreachable()) is not None:
+        if revision is None and (known := configuration(name)) is not None:
+            return known
         raise MissingError(
             error(
                 "model-unreachable", f"model {name!r}", f"no folder of that name here, not in the local cache, and the hub cannot be reached ({reason})",
@@ -154,6 +157,9 @@ def _read_hub(name: str, revision: str | None, trust: bool) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust)
     except Exception as e:
+        # A gated model says no to whoever has not accepted its terms; what it is like is no secret.
+        if isinstance(e, OSError) and revision is None and (known := configuration(name)) is not None:
+            return known
         raise _explain(name, e) from None
 
 
@@ -229,7 +235,9 @@ def _chat_in_cache(name: str, revision: str | None) -> bool:
         try_to_load_from_cache(name, file, revision=revision)
         for file in ("chat_template.jinja", "tokenizer_config.json")
     )
-    return any(isinstance(path, str) and _chat_in_folder(Path(path).parent) for path in found)
+    return any(isinstance(path, str) and _chat_in_folder(Path(path).parent) for path in found) or follows_instructions(
+        name
+    )
 
 
 def _short(e: Exception) -> str:

@@ -16,6 +16,7 @@ def _judge(q: Question) -> Finding | None:
     classifies = w.task.has_head and w.data.problem_type != "regression"
     if (
         q.plan.method.family != "full"
+        or q.plan.objective is not None
         or w.model.side != "encoder"
         or not classifies
         or not 0 < w.data.num_examples <= _FEW

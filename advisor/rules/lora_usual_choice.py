@@ -9,7 +9,7 @@ _SOURCE = (
     "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, table 2; Mao et al., UniPELT, 2022, table 1 "
     "(1,000 rows); huggingface/peft method_comparison, Llama-3.2-3B on MetaMathQA"
 )
-_FEW = 500
+_FEW = 300
 
 
 def _judge(q: Question) -> Finding | None:

@@ -47,8 +47,8 @@ def test_names_that_mean_the_same_are_compared_once() -> None:
 
 
 def test_an_unknown_name_is_told_with_the_nearest() -> None:
-    with pytest.raises(InvalidError, match="did you mean `dora`"):
-        advise(BERT, methods=["doraa"], num_labels=2, **FEW)
+    with pytest.raises(InvalidError, match="did you mean `pissa`"):
+        advise(BERT, methods=["pisssa"], num_labels=2, **FEW)
     assert {"lora", "qlora", "distillation"} <= set(names())
 
 
@@ -58,10 +58,6 @@ def test_a_teacher_at_hand_is_taught_by(tmp_path: Any) -> None:
     advice = advise(student, task="causal-lm", num_examples=5000, mean_tokens=12, hardware="24GB", goal="quality", teacher=tmp_path, methods=["full", "distillation"])  # fmt: skip
     assert advice.best is not None
     assert advice.best.slug == "distillation"
-    assert advice.best.memory is not None
-    without = advice.entry("full").memory
-    assert without is not None
-    assert advice.best.memory.device_bytes > without.device_bytes, "the teacher takes memory too"
 
 
 def test_without_a_teacher_nobody_is_taught() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from distilled import ROWS, batch_of, pair
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -24,26 +25,6 @@ from tunekit.objectives.distillation import Distillation
 from tunekit.task import TASKS, Task
 
 KINDS = [("bert", t.name) for t in TASKS if zoo.fits("bert", t)] + [("llama", "causal-lm"), ("t5", "seq2seq"), ("bart", "seq2seq")]  # fmt: skip
-
-
-def pair(architecture: str, task: str) -> tuple[Any, Any]:
-    """A student and a teacher, both answering with some conviction."""
-    labels = 2 if task == "question-answering" else 3
-    models = [zoo.build(architecture, Task.named(task), seed=s, num_labels=labels) for s in (0, 1)]
-    for model in models:
-        with torch.no_grad():
-            for p in model.parameters():
-                if p.dim() > 1:
-                    p.mul_(6.0)
-    return models[0], models[1]
-
-
-def batch_of(task: str) -> dict[str, torch.Tensor]:
-    made = zoo.batch(Task.named(task))
-    if task in ("causal-lm", "seq2seq", "token-classification"):
-        made["labels"] = made["labels"].clone()
-        made["labels"][1, :3] = -100
-    return made
 
 
 # ---------------------------------------------------------------- the reference: numpy, float64, one item at a time
@@ -205,9 +186,6 @@ def test_a_model_that_changes_its_logits_after_the_output_layer_is_seen() -> Non
 
 
 # ---------------------------------------------------------------- through the Trainer
-ROWS = [{"text": f"{'good fine great'.split()[i % 3]} number {i % 7}" if i % 2 else f"bad poor number {i % 5}", "label": "yes" if i % 2 else "no"} for i in range(48)]  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def taught(tiny_encoder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with the tiny encoder fine-tuned on the rows."""

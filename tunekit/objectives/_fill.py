@@ -92,7 +92,7 @@ def answerer(
 
 def _ask(teacher: nn.Module, rows: list[dict[str, Any]], asking: Asking, device: torch.device) -> Mapping[str, list[Any]]:  # fmt: skip
     if asking.content == "texts":
-        return written(teacher, rows, asking.tokenizer, asking.target_tokens, asking.target_beams)
+        return written(teacher, rows, asking.tokenizer, asking.target_tokens, asking.target_beams, asking.vocabulary)
     batch = {k: v.to(device) for k, v in asking.collate(rows).items()}
     if asking.content == "logits":
         return _taught.few_answers(teacher, asking.task, batch, [len(row["input_ids"]) for row in rows])

@@ -10,6 +10,7 @@ from tunekit.data.labels import IGNORE
 from tunekit.errors import UnsupportedError
 from tunekit.finding import error
 from tunekit.objectives._live import unwrapped
+from tunekit.objectives._teacher import words_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +32,7 @@ def prompt_of(row: Mapping[str, Sequence[int]]) -> list[int]:
 
 
 def written(
-    teacher: nn.Module, rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_new_tokens: int, num_beams: int
+    teacher: nn.Module, rows: Sequence[Mapping[str, Any]], tokenizer: Any, max_new_tokens: int, num_beams: int, vocabulary: int
 ) -> dict[str, list[list[int]]]:  # fmt: skip
     """Rows in which the teacher's words stand in place of the labels (Kim and Rush 2016).
 
@@ -41,6 +42,7 @@ def written(
         tokenizer: For the padding and the end.
         max_new_tokens: Most tokens that it may write.
         num_beams: Beams of its search; 1 is greedy.
+        vocabulary: Words that teacher and student share; what its own is padded with beyond them it may not write.
 
     Raises:
         UnsupportedError: `distillation-no-prompt`, where a decoder's row has nothing before its supervised tokens.
@@ -59,6 +61,7 @@ def written(
     mask = torch.tensor([[1] * len(a) + [0] * len(f) if seq2seq else [0] * len(f) + [1] * len(a) for a, f in zip(asked, fill, strict=True)])  # fmt: skip
     device = next(teacher.parameters()).device
     config = _settings(teacher, tokenizer, max_new_tokens, num_beams)
+    config.suppress_tokens = list(range(min(vocabulary, len(tokenizer)), words_of(teacher))) or None
     live: Any = teacher
     made = live.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
     answers = [_until_end(a, config.eos_token_id) for a in made[:, 1 if seq2seq else width :].tolist()]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tunekit import delta_format
-from tunekit.contracts import Family, Method, Objective, Recipe
+from tunekit.contracts import OWN_MODULE, Family, Method, Objective, Recipe
 from tunekit.discovery import find
 from tunekit.errors import raise_all
 from tunekit.finding import Finding, error
@@ -203,7 +203,8 @@ class Partial(Method):
         what = prepared(model)
         if what is None:
             return frozenset(name for name, p in model.named_parameters() if p.requires_grad)
-        return self.base_values_changed(unwrapped(model), what.task)
+        changed = self.base_values_changed(unwrapped(model), what.task)
+        return frozenset(name for name in changed if OWN_MODULE not in name.split("."))
 
     def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         """One group a layer where they learn at different rates; no decay on biases and norms."""

@@ -102,12 +102,11 @@ def stacks(model: nn.Module, outputs: Any, inputs: Mapping[str, torch.Tensor], t
     mask = inputs.get("attention_mask")
     read = (torch.ones_like(ids) if mask is None else mask).flatten(0, -2)
     if stack_names(model) == ("layers",):
-        hidden, attention = outputs.get("hidden_states"), outputs.get("attentions")
-        return [Stack("layers", hidden[1:], attention or (), read)]
+        return [Stack("layers", (outputs.get("hidden_states") or ())[1:], outputs.get("attentions") or (), read)]
     assert targets is not None, "an encoder-decoder has targets"
     masks = {"encoder": read, "decoder": targets.ne(-100).to(read.dtype)}
     return [
-        Stack(name, outputs[f"{name}_hidden_states"][1:], outputs.get(f"{name}_attentions") or (), m)
+        Stack(name, (outputs.get(f"{name}_hidden_states") or ())[1:], outputs.get(f"{name}_attentions") or (), m)
         for name, m in masks.items()
     ]
 

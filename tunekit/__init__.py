@@ -50,6 +50,7 @@ _WHERE = {
     "add_adapter": "tunekit.adapters",
     "add_weighted_adapter": "tunekit.adapters",
     "advise": "tunekit.assemble",
+    "calibrate": "tunekit.calibrating",
     "check": "tunekit.checking",
     "collator": "tunekit.assemble",
     "delete_adapter": "tunekit.adapters",
@@ -114,6 +115,7 @@ if TYPE_CHECKING:
         trainer,
     )
     from tunekit.attach import load, prepare, unload
+    from tunekit.calibrating import calibrate
     from tunekit.checking import check
     from tunekit.checkpoint import last_checkpoint
     from tunekit.contracts import Method, Objective

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -218,7 +219,18 @@ def run(
         left = resolved(plan, made.model)
         left.save(Path(plan.output_dir) / PLAN, overwrite=True)
         write_card(plan.output_dir, left, record.to_dict())
+        _calibrate(record.to_dict(), made.args.world_size)
     return record.to_dict()
+
+
+def _calibrate(record: dict[str, Any], world_size: int) -> None:
+    """What this run measured goes into the user's calibration; a folder that cannot be written to stops no run."""
+    from tunekit import calibration
+    from tunekit.advisor.observe.hardware import hardware
+    from tunekit.errors import TunekitError
+
+    with contextlib.suppress(TunekitError, OSError):
+        calibration.add(calibration.from_record(record, hardware("auto").name, world_size))
 
 
 def _predicted(plan: Plan) -> tuple[Any, Any]:

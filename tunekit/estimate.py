@@ -40,6 +40,8 @@ class MemoryEstimate:
     """What was assumed, and what the interval rests on."""
     trainable_parameters: int = 0
     total_parameters: int = 0
+    correction: float = 1.0
+    """What the user's calibration multiplied by."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -73,6 +75,8 @@ class TimeEstimate:
     """Seconds of one step by part."""
     fidelity: Fidelity = "traced"
     reasons: tuple[str, ...] = ()
+    correction: float = 1.0
+    """What the user's calibration multiplied by."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunekit.advisor.simulate.loop import Loop, Shape, Step
+from tunekit.calibration import corrected_memory, corrected_time
 from tunekit.contracts import learnt_form
 from tunekit.estimate import MemoryEstimate, TimeEstimate
 from tunekit.plan import Plan
@@ -166,23 +167,26 @@ def _traced_memory(
     plan: Plan, hardware: Hardware, data: DataFacts | None, loop: Loop, model: ModelFacts, shape: Shape
 ) -> MemoryEstimate:
     from tunekit.advisor.simulate.batches import before_evaluation
+    from tunekit.advisor.simulate.generation import answered
 
     held = _held(plan, hardware, data, loop, model, shape)
     recorded, share, top, allocated = held.recorded, held.share, held.top, held.allocated_bytes
     cuda = hardware.device == "cuda"
     reserved = _reserved(share.timeline, held.fixed, plan, loop) if cuda else int(allocated * _HEAP_SHARE)
+    moment = top.moment
     if loop == "peft-benchmark":
         evaluated = _recorded(plan, hardware, data, "peft-evaluation", model, before_evaluation(shape))
-        reserved = max(reserved, _reserved(evaluated.timeline, held.fixed, plan, loop))
+        answers = _reserved(answered(evaluated.timeline, plan), held.fixed, plan, loop)
+        reserved, moment = max((reserved, moment), (answers, "evaluation"))
     device = _device_bytes(hardware, reserved)
     low, high = _spread(hardware, shape)
-    return MemoryEstimate(
+    found = MemoryEstimate(
         parts={**top.parts, **held.fixed},
         allocated_bytes=allocated,
         reserved_bytes=reserved,
         device_bytes=device,
         interval=(int(device * low), int(device * high)),
-        moment=top.moment,
+        moment=moment,
         reasons=(
             *recorded.assumed,
             *share.reasons,
@@ -192,6 +196,7 @@ def _traced_memory(
         trainable_parameters=recorded.trainable_parameters,
         total_parameters=recorded.total_parameters,
     )
+    return corrected_memory(found, hardware)
 
 
 def _recorded(
@@ -203,6 +208,7 @@ def _recorded(
     shape: Shape,
     accumulates: bool | None = None,
 ) -> Any:
+    from tunekit.advisor.simulate.peft_runs import as_peft
     from tunekit.advisor.simulate.per_rank import zero_half
     from tunekit.advisor.simulate.record import Subject, record
 
@@ -225,7 +231,8 @@ def _recorded(
         mixed_precision=None if half else plan.mixed_precision,
         checkpoints=plan.activation_checkpointing,
     )
-    return record(subject, plan.method, plan.objective, shape, step)
+    method = as_peft(plan.method) if loop.startswith("peft") else plan.method
+    return record(subject, method, plan.objective, shape, step)
 
 
 def _reserved(timeline: Any, fixed: Mapping[str, int], plan: Plan, loop: Loop) -> int:
@@ -344,7 +351,7 @@ def _time(
     total = step * (steps or 1)
     flops = sum(c.flops * n * (micro if m in _PER_ROW else 1) for m, c, n in ops)
     unknown = () if steps else ("the number of rows is not known: one step",)
-    return TimeEstimate(
+    found = TimeEstimate(
         step_seconds=step,
         num_steps=steps or 1,
         total_seconds=total,
@@ -355,3 +362,4 @@ def _time(
         fidelity="traced" if fidelity == "traced" else "coarse",
         reasons=(*((line.assumed,) if line.assumed else ()), *unknown),
     )
+    return corrected_time(found, hardware)

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from tunekit.advisor.simulate.generation import EVALUATED_ROWS, EVALUATED_TOKENS, GENERATION
 from tunekit.advisor.simulate.kernels import Attention
-from tunekit.advisor.simulate.optimizers import make, warm_up
+from tunekit.advisor.simulate.optimizers import make, rank_importance, warm_up
 from tunekit.advisor.simulate.trace import Block, Recorder, Trace
 from tunekit.contracts import Objective
 from tunekit.task import Task
@@ -125,19 +126,21 @@ def record_step(
         enable_checkpointing(model, step if device == "meta" else None)
     else:
         disable_checkpointing(model)
-    if step.loop == "trainer" and hasattr(model, "config"):
-        _set_cache(model, False)
+    if hasattr(model, "config"):
+        _set_cache(model, step.loop != "trainer")
     params = [p for p in model.parameters() if p.requires_grad]
     embeddings = frozenset(id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding))
-    optimizer, assumed = make(step.optim, params, step.device, embeddings)
+    optimizer, assumed = make(step.optim, params, step.device, embeddings, model)
+    params = [p for p in params if p.requires_grad]
     weightless = device == "meta"
     with _quiet():
         if weightless:
-            warm_up(optimizer, params, Recorder(step.device, shape.padded))
+            kept = warm_up(optimizer, params, Recorder(step.device, shape.padded), model)
         else:
-            warm_up(optimizer, params, contextlib.nullcontext())
+            kept = warm_up(optimizer, params, contextlib.nullcontext(), model)
         recorder = Recorder(step.device, shape.padded, weightless)
         _own(recorder, model, stacks, optimizer, params if step.accumulates else (), originals)
+        recorder.own(kept, "optimizer")
         for module in objective.beside(model) if objective is not None else ():
             recorder.own([*module.parameters(), *module.buffers()], "weights")
         handles = recorder.watch(stacks, head)
@@ -148,6 +151,8 @@ def record_step(
         finally:
             for handle in handles:
                 handle.remove()
+            for p in params:
+                p.grad = None
         return recorder.close(), assumed
 
 
@@ -328,10 +333,6 @@ def _peft_steps(
     return batch, outputs, loss
 
 
-_EVALUATED_ROWS, _EVALUATED_TOKENS = 50, 160
-"""Rows of a batch of PEFT's evaluation (`batch_size_eval`) and about the tokens of the longest question in one."""
-
-
 def _peft_evaluation(
     recorder: Recorder,
     model: nn.Module,
@@ -343,16 +344,23 @@ def _peft_evaluation(
     optimizer: Any,
     device: str,
 ) -> None:
-    """As `_peft_benchmark`, and then the first pass of generating answers: the outputs of the step are still alive."""
+    """As `_peft_benchmark`, and then the first pass of generating answers: the outputs of the step are still alive.
+
+    Its keys and values live on and grow by a token at each pass that follows (see `generation`).
+    """
     with recorder:
         held = _peft_steps(recorder, model, stacks, task, shape, step, optimizer, device)
         model.eval()
         recorder.counts_ops, recorder.moment = False, "evaluation"
-        batch = make_batch(task, model, Shape(batch=_EVALUATED_ROWS, length=_EVALUATED_TOKENS), device)
+        batch = make_batch(task, model, Shape(batch=EVALUATED_ROWS, length=EVALUATED_TOKENS), device)
         recorder.own(batch.values(), "activations")
         with torch.no_grad():
             answers = model(**{k: v for k, v in batch.items() if k != "labels"}, logits_to_keep=1)
-        del answers, held
+        cache = _cache_tensors(answers)
+        recorder.mark(cache, "cache")
+        del answers
+        recorder.turn(GENERATION)
+        del cache, held
 
 
 def _backward_and_update(
@@ -372,6 +380,7 @@ def _backward_and_update(
     cost = optimizer.step()
     if cost is not None:
         recorder.add_cost(cost)
+    rank_importance(model)
 
 
 _LOOPS = {"trainer": _trainer, "peft-benchmark": _peft_benchmark, "peft-evaluation": _peft_evaluation}

@@ -6,7 +6,8 @@ model of any size takes almost nothing; afterwards only shapes are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -29,8 +30,13 @@ def without_values(model: nn.Module, watched: Iterable[nn.Parameter]) -> frozens
     Returns:
         `id`s of what took the place of the watched ones.
     """
-    made = _exchange(model, lambda t: torch.empty(t.shape, dtype=t.dtype, device="meta"))
+    made = _exchange(model, lambda t: t if _is_shape(t) else torch.empty(t.shape, dtype=t.dtype, device="meta"))
     return frozenset(id(made.get(id(p), p)) for p in watched)
+
+
+def _is_shape(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds a few whole numbers, such as the size of a sparse matrix, that a step asks for."""
+    return tensor.dim() == 1 and tensor.numel() <= 4 and tensor.dtype == torch.int64
 
 
 def _made_up(tensor: torch.Tensor) -> torch.Tensor:
@@ -73,6 +79,8 @@ class Shortcuts(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.randperm and args[0] > _LARGE:
+            return torch.arange(args[0])
         large = any(isinstance(a, torch.Tensor) and a.numel() > _LARGE and not a.is_meta for a in args)
         if func not in _SLOW or not large:
             return func(*args, **kwargs)
@@ -80,6 +88,27 @@ class Shortcuts(TorchFunctionMode):
         if isinstance(out, torch.Tensor):
             return _numbers(out)
         return type(out)([_numbers(o) for o in out])
+
+
+@contextlib.contextmanager
+def plain_starts() -> Iterator[None]:
+    """LoRA's starts that need data or quantised copies of the weights start as LoRA does: they take as much memory."""
+    from peft.tuners.lora.layer import LoraLayer
+
+    data_driven = {
+        n: getattr(LoraLayer, n) for n in ("corda_init", "loftq_init", "lora_ga_init") if hasattr(LoraLayer, n)
+    }
+
+    def plain(layer: Any, adapter_name: str, *args: Any) -> None:
+        layer.reset_lora_parameters(adapter_name, True)
+
+    for name in data_driven:
+        setattr(LoraLayer, name, plain)
+    try:
+        yield
+    finally:
+        for name, own in data_driven.items():
+            setattr(LoraLayer, name, own)
 
 
 _LARGE = 2**16

@@ -150,10 +150,10 @@ _outside_shorter: dict[Any, tuple[Any, ...]] = {}
 
 
 def _ready(subject: Subject, method: Method, step: Step, depth: Depth) -> Ready:
-    """The model that a step is recorded with. A steady step of the Trainer leaves nothing behind, so it is used again."""
+    """The model that a step is recorded with. A recorded step leaves nothing behind, so it is used again."""
     described = json.dumps(method.to_dict(), sort_keys=True, default=str)
-    key = (subject, described, step.loop, depth)
-    if key in _readied and step.loop == "trainer":
+    key = (subject, described, depth, step.optim if step.optim.lower().startswith("lora") else None)
+    if key in _readied:
         _readied.move_to_end(key)
         return _readied[key]
     _readied[key] = _make_ready(subject, method, described, depth)
@@ -165,14 +165,15 @@ def _ready(subject: Subject, method: Method, step: Step, depth: Depth) -> Ready:
 def _make_ready(subject: Subject, method: Method, described: str, depth: Depth) -> Ready:
     import torch
 
-    from tunekit.advisor.simulate.made_up import Shortcuts
+    from tunekit.advisor.simulate.made_up import Shortcuts, plain_starts
 
-    try:
-        with torch.device("meta"):
-            return _applied(subject, method, described, depth)
-    except Exception:  # what a method may raise that looks at weights when it starts
-        with Shortcuts():
-            return _applied(subject, method, described, depth, made_up=True)
+    with plain_starts():
+        try:
+            with torch.device("meta"):
+                return _applied(subject, method, described, depth)
+        except Exception:  # what a method may raise that looks at weights when it starts
+            with Shortcuts():
+                return _applied(subject, method, described, depth, made_up=True)
 
 
 def _applied(subject: Subject, method: Method, described: str, depth: Depth, made_up: bool = False) -> Ready:
@@ -212,7 +213,6 @@ def record_at(
     ready = _ready(subject, method, step, "whole" if whole else "short")
     if not whole and ready.depends_on_depth():
         raise DepthError("the method adds parameters outside the blocks, as many as there are blocks")
-    counts = _count(ready.model, ready.blocks, ready.stacks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -224,6 +224,7 @@ def record_at(
                 raise UntraceableError(f"{type(e).__name__}: {e}") from e
             raise
     stacks = ready.stacks
+    counts = _count(ready.model, ready.blocks, stacks)
     return Recorded(timeline=extend(trace, stacks), assumed=(assumed,) if assumed else (), **counts)
 
 

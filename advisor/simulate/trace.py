@@ -33,8 +33,9 @@ PARTS = (
     "temporaries",
     "workspace",
     "communication",
+    "cache",
 )
-"""What memory is for. `adapters` are parameters that the method added; `workspace` belongs to the device's libraries."""
+"""What memory is for. `cache` holds keys and values while answers are generated. `adapters` are parameters that the method added; `workspace` belongs to the device's libraries."""
 
 _NO_SEQUENCE = 2**63
 
@@ -142,6 +143,11 @@ class Recorder(TorchDispatchMode):
         if self.moment == "forward":
             self.moment = "loss"
             self._loss_from = torch.autograd._get_sequence_nr()
+
+    def turn(self, moment: str) -> None:
+        """Another moment begins, also where nothing but frees happens in it."""
+        self.moment = moment
+        self._enter_segment(None)
 
     def add_cost(self, cost: Cost) -> None:
         """Counts an op that no mode can see."""

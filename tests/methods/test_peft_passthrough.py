@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,28 @@ def test_types_that_cannot_carry_a_head_or_our_rows_are_refused_in_words(kind: s
 def test_soft_prompts_are_steered_to_ours(kind: str) -> None:
     if kind not in KNOWN:
         pytest.skip(f"needs a PEFT that has {kind}")
-    with pytest.raises(InvalidError, match=r"kind: (prompt|p|prefix)-tuning") as caught:
-        Peft(config={"peft_type": kind, "num_virtual_tokens": 4})
-    assert caught.value.codes == ("peft-prompt",)
+    settings = {"cpt_token_ids": [1, 2], "cpt_mask": [1, 1], "cpt_tokens_type_mask": [1, 1]} if kind == "CPT" else {}
+    asked = Peft(config={"peft_type": kind, **(settings or {"num_virtual_tokens": 4})})
+    finding = asked.supports(facts_of(zoo.build("llama", WRITE)), WRITE)
+    assert finding is not None
+    assert finding.code == "peft-prompt"
+    assert re.search(r"kind: (prompt|p|prefix)-tuning", finding.fix)
+    with pytest.raises(TunekitError, match="peft-prompt"):
+        prepare(zoo.build("llama", WRITE), asked, WRITE)
+
+
+@pytest.mark.parametrize("start", ["pissa", "eva", "corda"])
+def test_starts_out_of_the_weights_or_of_data_are_steered_to_ours(start: str) -> None:
+    asked = Peft(config={"peft_type": "LORA", "init_lora_weights": start})
+    finding = asked.supports(facts_of(zoo.build("llama", WRITE)), WRITE)
+    assert finding is not None
+    assert finding.code == "peft-init"
+    with pytest.raises(TunekitError, match="peft-init"):
+        prepare(zoo.build("llama", WRITE), asked, WRITE)
+
+
+def test_a_type_that_peft_renamed_is_known_by_its_old_name() -> None:
+    assert Peft(config={"peft_type": "BONE", "r": 8}) == Peft(config={"peft_type": "MISS", "r": 8})
 
 
 @pytest.mark.parametrize("kind", ["TRAINABLE_TOKENS", "ADAPTION_PROMPT", "SHADOW"])
@@ -175,7 +195,6 @@ def test_what_the_user_passed_is_not_changed() -> None:
     [
         ({}, "peft-type-unknown"), ({"peft_type": "LOHAA"}, "peft-type-unknown"), ({"peft_type": "LOHA", "rank": 4}, "peft-setting-unknown"),
         ({"peft_type": "LOHA", "target_modules": [object()]}, "peft-setting-type"), ({"peft_type": "ADALORA"}, "peft-config"),
-        ({"peft_type": "LORA", "init_lora_weights": "pissa"}, "peft-init"), ({"peft_type": "LORA", "init_lora_weights": "eva"}, "peft-init"),
         ({"peft_type": "LORA", "megatron_config": {"a": 1}}, "peft-megatron"), ("loha", "peft-type"), (None, "peft-type"),
     ],
 )  # fmt: skip

@@ -26,6 +26,7 @@ COMMANDS = (
     "init",
     "advise",
     "estimate",
+    "calibrate",
     "check",
     "student",
     "teach",

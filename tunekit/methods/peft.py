@@ -34,6 +34,9 @@ _PROMPTS = {
 }  # fmt: skip
 """PEFT's soft prompts and ours, which work on every task."""
 
+_RENAMED = {"BONE": "MISS"}
+"""What PEFT has given another name, with the same settings."""
+
 _INPUTS = {"POLY": "every row would have to name its task (`task_ids`)"}
 """Types whose forward pass wants more than a row of the task has."""
 
@@ -49,7 +52,7 @@ class Peft(Method):
     """Passes a PEFT configuration of any type through, with the task's head trained and saved beside it.
 
     Types that tunekit has itself are better asked for by name: `lora`, `ia3`, `layernorm-tuning`. Soft prompts are
-    refused, since PEFT's fail on most tasks; use `prompt-tuning`, `p-tuning` or `prefix-tuning`. AdaLoRA needs its
+    refused before a run, since PEFT's fail on most tasks; use `prompt-tuning`, `p-tuning` or `prefix-tuning`. AdaLoRA needs its
     `total_step` to be the run's number of steps; the callback that redistributes its ranks comes along.
 
     Example:
@@ -77,6 +80,7 @@ class Peft(Method):
             config = _settings_of(config)
         if isinstance(config, Mapping):
             plain = {k: _plain(v) for k, v in config.items() if k not in _NOTES}
+            plain |= {"peft_type": _RENAMED.get(kind, kind) for kind in [plain.get("peft_type")] if kind}
             object.__setattr__(self, "config", plain)
         Method.__post_init__(self)
 
@@ -91,9 +95,6 @@ class Peft(Method):
             return [
                 error("peft-type-unknown", seen, "the installed PEFT has no such type", nearest(kind.upper(), types))
             ]
-        if kind in _PROMPTS:
-            why = "PEFT's soft prompts fail, or answer for shifted tokens, on most tasks"
-            return [error("peft-prompt", f"`peft_type: {kind}`", why, f"use `method: {{kind: {_PROMPTS[kind]}}}`")]
         fields = {f.name for f in dataclasses.fields(_class(kind)) if f.init} | {"peft_type"}
         why = f"`{_class(kind).__name__}` has no such setting"
         unknown = [k for k in self.config if k not in fields]
@@ -110,19 +111,22 @@ class Peft(Method):
             )
             for k in odd
         ]
-        return found or self._init_faults() or self._own_faults()  # fmt: skip
+        if self.config.get("megatron_config"):
+            found.append(error("peft-megatron", "`megatron_config`", "it names code to import", "leave it out"))
+        return found or self._own_faults()  # fmt: skip
 
-    def _init_faults(self) -> list[Finding]:
-        """Starts that are taken out of the base's weights or of data, and what would name code to import."""
-        found, start = [], self.config.get("init_lora_weights", True)
+    def _untrainable(self) -> Finding | None:
+        """What can be estimated and is not trained here: PEFT's soft prompts, and starts out of the base's weights or of data."""
+        start = self.config.get("init_lora_weights", True)
+        if self.peft_type in _PROMPTS:
+            why = "PEFT's soft prompts fail, or answer for shifted tokens, on most tasks"
+            fix = f"use `method: {{kind: {_PROMPTS[self.peft_type]}}}`"
+            return error("peft-prompt", f"`peft_type: {self.peft_type}`", why, fix)
         if isinstance(start, str) and start not in ("gaussian", "orthogonal"):
             why = "such a start changes the base's weights or reads data, and PEFT's file would not tell"
             fix = "use `method: {kind: lora, init_lora_weights: pissa}` (or olora), or leave it out"
-            found.append(error("peft-init", f"`init_lora_weights: {start}`", why, fix))
-        if self.config.get("megatron_config"):
-            why = "it names code to import"
-            found.append(error("peft-megatron", "`megatron_config`", why, "leave it out"))
-        return found
+            return error("peft-init", f"`init_lora_weights: {start}`", why, fix)
+        return None
 
     def _own_faults(self) -> list[Finding]:
         try:
@@ -148,6 +152,8 @@ class Peft(Method):
     ) -> Finding | None:
         """Refuses types that cannot save a head beside them, that want other rows, or that cannot sit on 4 or 8 bits."""
         seen, wanted = f"PEFT's {self.peft_type} for {task.name}", self.config.get("task_type")
+        if (untrainable := self._untrainable()) is not None:
+            return untrainable
         if wanted is not None and wanted != task.peft_task_type:
             return error("peft-task", f"`task_type: {wanted}` for {task.name}", "the task decides it", "leave it out")
         if task.has_head and "modules_to_save" not in _class(self.peft_type).__dataclass_fields__:
@@ -296,7 +302,8 @@ class Peft(Method):
             if settings.pop("modules_to_save", None) and (more := own_modules(config)):
                 settings["modules_to_save"] = more
             settings.pop("task_type", None)
-            return cls(config=settings)
+            made = cls(config=settings)
+            return made if made._untrainable() is None else None
         except TunekitError:
             return None
 

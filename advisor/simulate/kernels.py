@@ -122,11 +122,21 @@ class Attention(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.sparse_coo_tensor and len(args) == 3:
             return args[1].sum().expand(args[2])
+        if func in _OF_SPARSE and not args[0].is_sparse:
+            return _OF_SPARSE[func](args[0])
         if func is F.dropout and self._device == "cuda":
             return _drop(*args, **(kwargs or {}))
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         return _attend(self._device, *args, **(kwargs or {}))
+
+
+_OF_SPARSE: dict[Any, Callable[[torch.Tensor], Any]] = {
+    torch.Tensor.coalesce: lambda t: t,
+    torch.Tensor._nnz: lambda t: 1,
+    torch.Tensor.to_dense: lambda t: t.contiguous(),
+}
+"""What is asked of sparse tensors, answered for the views that stand for them."""
 
 
 def _drop(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:

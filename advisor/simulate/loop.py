@@ -229,6 +229,7 @@ def _own(
 ) -> None:
     """Takes what lives before the step into account: weights, adapters, states, and gradients that are summed up."""
     blocks = block_of(stacks)
+    recorder.ignore(_on_host(model))
     for p in [*model.parameters(), *model.buffers()]:
         added = p.requires_grad and id(p) not in originals
         recorder.own([p], "adapters" if added else "weights", blocks.get(id(p)))
@@ -238,6 +239,12 @@ def _own(
     for p in grads:
         p.grad = torch.empty_like(p)
         recorder.own([p.grad], "gradients", blocks.get(id(p)))
+
+
+def _on_host(model: nn.Module) -> list[torch.Tensor]:
+    """Weights that PEFT's FRoD keeps on the host while it trains (`runtime_offload_base_weight`)."""
+    asked = [m for m in model.modules() if any((vars(m).get("runtime_offload_base_weight") or {}).values())]
+    return [m.get_base_layer().weight for m in asked]
 
 
 def block_of(stacks: Sequence[Sequence[nn.Module]]) -> dict[int, Block]:

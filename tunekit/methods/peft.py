@@ -80,7 +80,8 @@ class Peft(Method):
             config = _settings_of(config)
         if isinstance(config, Mapping):
             plain = {k: _plain(v) for k, v in config.items() if k not in _NOTES}
-            plain |= {"peft_type": _RENAMED.get(kind, kind) for kind in [plain.get("peft_type")] if kind}
+            if plain.get("peft_type") in _RENAMED:
+                plain["peft_type"] = _RENAMED[plain["peft_type"]]
             object.__setattr__(self, "config", plain)
         Method.__post_init__(self)
 

@@ -128,7 +128,11 @@ def test_types_that_cannot_carry_a_head_or_our_rows_are_refused_in_words(kind: s
 def test_soft_prompts_are_steered_to_ours(kind: str) -> None:
     if kind not in KNOWN:
         pytest.skip(f"needs a PEFT that has {kind}")
-    settings = {"cpt_token_ids": [1, 2], "cpt_mask": [1, 1], "cpt_tokens_type_mask": [1, 1]} if kind == "CPT" else {}
+    settings = (
+        {"cpt_token_ids": [1, 2], "cpt_mask": [1, 1], "cpt_tokens_type_mask": [1, 1], "task_type": "CAUSAL_LM"}
+        if kind == "CPT"
+        else {}
+    )
     asked = Peft(config={"peft_type": kind, **(settings or {"num_virtual_tokens": 4})})
     finding = asked.supports(facts_of(zoo.build("llama", WRITE)), WRITE)
     assert finding is not None
@@ -138,6 +142,7 @@ def test_soft_prompts_are_steered_to_ours(kind: str) -> None:
         prepare(zoo.build("llama", WRITE), asked, WRITE)
 
 
+@pytest.mark.filterwarnings("ignore:`init_lora_weights` is '(eva|corda)'")
 @pytest.mark.parametrize("start", ["pissa", "eva", "corda"])
 def test_starts_out_of_the_weights_or_of_data_are_steered_to_ours(start: str) -> None:
     asked = Peft(config={"peft_type": "LORA", "init_lora_weights": start})

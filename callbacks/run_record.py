@@ -151,6 +151,16 @@ class RunRecord(TrainerCallback):
         """The record as plain JSON values; a copy."""
         return copy.deepcopy(finite(self._record))
 
+    def add(self, state: TrainerState, **values: Any) -> None:
+        """Puts further plain values into the record, such as `samples`, and writes it.
+
+        Args:
+            state: The Trainer's, which knows the first process.
+            **values: By name.
+        """
+        self._record |= values
+        self._write(state)
+
     def _measure(self, args: TrainingArguments, state: TrainerState) -> None:
         if self._peak is None:
             return

@@ -87,6 +87,7 @@ ROWS: dict[str, set[str]] = {
     "tunekit.rewind": NOUNS,
     "tunekit.pretrained": {*NOUNS, "tunekit.quantization"},
     "tunekit.material": {*NOUNS, "tunekit.data", "tunekit.pretrained"},
+    "tunekit.samples": {*NOUNS, "tunekit.metrics"},
     "tunekit.field_docs": NOUNS,
     "tunekit.commented": {*NOUNS, "tunekit.field_docs"},
     "tunekit.run_folder": {*NOUNS, "tunekit.attach", "tunekit.pretrained"},

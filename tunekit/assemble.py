@@ -180,6 +180,7 @@ def run(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    keep_samples: bool = True,
     callbacks: Iterable[TrainerCallback] = (),
     **arguments: Any,
 ) -> dict[str, Any]:
@@ -191,6 +192,7 @@ def run(
         plan: A plan with `data`.
         overwrite: Whether an output folder that holds something may be written into.
         resume: Whether to go on from the newest checkpoint in the output folder.
+        keep_samples: Whether some rows with the model's answers go into the record, for the report.
         callbacks: Further callbacks.
         **arguments: `TrainingArguments` fields that the plan has no say in.
 
@@ -218,6 +220,8 @@ def run(
     if made.is_world_process_zero():
         left = resolved(plan, made.model)
         left.save(Path(plan.output_dir) / PLAN, overwrite=True)
+        if keep_samples and plan.num_processes == 1:
+            record.add(made.state, **_samples(made, left))
         write_card(plan.output_dir, left, record.to_dict())
         _calibrate(record.to_dict(), made.args.world_size)
     return record.to_dict()
@@ -231,6 +235,18 @@ def _calibrate(record: dict[str, Any], world_size: int) -> None:
 
     with contextlib.suppress(TunekitError, OSError):
         calibration.add(calibration.from_record(record, hardware("auto").name, world_size))
+
+
+def _samples(made: Trainer, plan: Plan) -> dict[str, Any]:
+    """Rows with the model's answers; a finished run is not lost over a model that does not show any."""
+    from tunekit.samples import samples
+
+    if plan.objective is not None and plan.objective.own_rows:
+        return {}  # its model answers in another form than the task's
+    try:
+        return samples(made, Task.named(plan.task), plan.problem_type)
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError) as e:
+        return {"samples_missing": f"{type(e).__name__}: {e}"[:200]}
 
 
 def _predicted(plan: Plan) -> tuple[Any, Any]:

@@ -38,6 +38,7 @@ def answer(
     ] = None,
     unlabelled: Annotated[int | None, typer.Option(help="Further rows without labels.")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the best plan here.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the advice as a page here, such as advice.html.")] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> Answer:
@@ -58,7 +59,15 @@ def answer(
         teacher=teacher, adapters=adapter or None, unlabelled=unlabelled,
     )  # fmt: skip
     saved = f"\n\nsaved {_save_best(advice, save)}; train it with `tunekit train {save}`" if save is not None else ""
-    return Answer(data=advice.to_dict(), text=lambda: f"{advice}{saved}")
+    shown = f"\n\nwrote {_write_page(advice, report)}" if report is not None else ""
+    return Answer(data=advice.to_dict(), text=lambda: f"{advice}{saved}{shown}")
+
+
+def _write_page(advice: Any, path: Path) -> Path:
+    from tunekit.files import finite
+    from tunekit.report import write_advice_report
+
+    return write_advice_report(finite(advice.to_dict()), path)
 
 
 def _save_best(advice: Any, path: Path) -> Path:

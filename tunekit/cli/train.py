@@ -20,6 +20,7 @@ def answer(
         bool, typer.Option("--overwrite", help="Write into an output folder that is not empty.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    no_samples: Annotated[bool, typer.Option("--no-samples", help="Keep data rows out of the record.")] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> Answer:
@@ -36,7 +37,9 @@ def answer(
     progress = Progress(title=read.method.title)
     quiet = {} if verbose else {"log_level_replica": "error"}  # which the host raises to `warning` on other ranks
     try:
-        record = run(read, overwrite=overwrite, resume=resume, callbacks=[progress], disable_tqdm=True, **quiet)
+        record = run(
+            read, overwrite=overwrite, resume=resume, keep_samples=not no_samples, callbacks=[progress], disable_tqdm=True, **quiet
+        )  # fmt: skip
     finally:
         progress.close()
     return Answer(data=record, text=lambda: _text(record, read.output_dir))

@@ -44,7 +44,7 @@ def scores(rows: Sequence[tuple[str, float]], metric: str) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        _names_above(axes, [name for name, _ in rows])
+        names_above(axes, [name for name, _ in rows])
         for i, (_, value) in enumerate(rows):
             axes.barh(i, value, height=0.42, color=SERIES[0] if i == 0 else MUTED, linewidth=0)
             axes.annotate(f"{value:.3f}", (value, i), textcoords="offset points", xytext=(5, 0), va="center", color=INK)
@@ -62,7 +62,7 @@ def memory(bars: Sequence[Bar], device_bytes: float | None, device: str) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        _names_above(axes, [bar.name for bar in bars])
+        names_above(axes, [bar.name for bar in bars])
         for i, bar in enumerate(bars):
             left = 0.0
             for part, size in bar.parts.items():
@@ -166,7 +166,7 @@ def _prediction_legend(figure: Figure) -> None:
     figure.legend(handles=handles, loc="outside upper left", ncols=3, handlelength=1, columnspacing=1.2)
 
 
-def _names_above(axes: Axes, names: Sequence[str]) -> None:
+def names_above(axes: Axes, names: Sequence[str]) -> None:
     """One bar a row with its name above it: a margin for names would leave a phone no room for the bars."""
     for i, name in enumerate(names):
         axes.text(0, i - 0.3, name, va="bottom", color=INK)

@@ -10,6 +10,7 @@ from tunekit.errors import TunekitError
 from tunekit.plan import Plan
 from tunekit.report import charts
 from tunekit.report.advice_view import advice_view, memory_bars
+from tunekit.report.confusion import confusion_view
 from tunekit.report.words import number, off, size, time
 
 Row = tuple[str, str]
@@ -44,9 +45,22 @@ def view(record: Mapping[str, Any], advice: Mapping[str, Any] | None) -> dict[st
         "prediction": charts.prediction(pairs) if pairs else None,
         "prediction_rows": prediction_rows(record),
         "advice": advice_view(advice) if advice else None,
+        "trained_tokens": record.get("trained_tokens", []),
+        "confusion": confusion_view(record.get("confusion")),
         "samples": record.get("samples", []),
+        "sample_names": _sample_names(record.get("samples", []), record.get("plan")),
         "facts": _facts(record),
         "plan": plan.to_yaml() if plan is not None else "",
+    }
+
+
+def _sample_names(samples: list[Mapping[str, Any]], plan: Any) -> dict[str, Any]:
+    """Which columns the table of samples has."""
+    writes = isinstance(plan, Mapping) and plan.get("task") in ("causal-lm", "seq2seq")
+    return {
+        "expected": any("expected" in s for s in samples),
+        "predicted": "written" if writes else "predicted",
+        "probability": any("probability" in s for s in samples),
     }
 
 
@@ -139,19 +153,19 @@ def prediction_rows(record: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _curves(record: Mapping[str, Any]) -> str | None:
-    train = _points(record.get("logs", []), "loss")
-    held_out = _points(record.get("evaluations", []), "eval_loss")
+    train = points(record.get("logs", []), "loss")
+    held_out = points(record.get("evaluations", []), "eval_loss")
     best = record.get("best") or {}
     metric = str(best.get("metric") or "").removeprefix("eval_")
     if metric in ("", "loss"):
         known = {k for row in record.get("evaluations", []) for k in row}
         metric = next((m for m in ("accuracy", "f1", "spearman") if f"eval_{m}" in known), "")
-    scores = _points(record.get("evaluations", []), f"eval_{metric}") if metric else []
+    scores = points(record.get("evaluations", []), f"eval_{metric}") if metric else []
     top = max(scores, key=lambda p: p[1]) if scores and metric != "loss" else None
     return charts.curves(train, held_out, metric, scores, top) if train or held_out else None
 
 
-def _points(rows: list[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+def points(rows: list[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     """(step, value) of the rows that have one."""
     return sorted({row["step"]: row[key] for row in rows if row.get(key) is not None}.items())
 

@@ -1,0 +1,190 @@
+"""Several runs side by side: scores, costs, curves, and where their plans differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunekit.advice_text import method_text, settings
+from tunekit.report.svg import SERIES, page_svg
+from tunekit.report.view import plan_of, points, title
+from tunekit.report.words import number, size, time
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NOT_SCORES = ("runtime", "per_second", "epoch", "step", "preparation")
+_SMALLER_IS_BETTER = ("loss", "perplexity", "mse")
+_LEAD = ("accuracy", "f1", "spearman", "f1_micro", "exact", "loss")
+"""The metric that leads, the first of these that every run has."""
+
+
+def comparison_view(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Everything that the template names.
+
+    Args:
+        records: What `RunRecord` wrote, one a run.
+        names: What to call each.
+    """
+    scores = [_scores(r) for r in records]
+    metrics = list(dict.fromkeys(m for s in scores for m in s))
+    lead = next((m for m in _LEAD if all(m in s for s in scores)), metrics[0] if metrics else "")
+    metrics = sorted(metrics, key=lambda m: m != lead)[:4]
+    costs = [_costs(r) for r in records]
+    cells = [
+        *((m.replace("_", " "), [s.get(m) for s in scores], number, _smaller(m)) for m in metrics),
+        ("trained parameters", [c["trained"] for c in costs], number, True),
+        ("peak memory", [c["memory"] for c in costs], size, True),
+        ("training", [c["seconds"] for c in costs], time, True),
+    ]
+    cells = [c for c in cells if any(v is not None for v in c[1])]
+    plans = [plan_of(r.get("plan")) for r in records]
+    same = len({r.get("model_name") or (p.model if p else "") for r, p in zip(records, plans, strict=True)}) == 1
+    return {
+        "title": f"{len(records)} runs side by side",
+        "subtitle": f"{plans[0].task} with {title(records[0], plans[0]).partition(' on ')[2]}"
+        if same and plans[0]
+        else "",
+        "columns": [name for name, *_ in cells],
+        "rows": [
+            {
+                "name": names[i],
+                "colour": i % len(SERIES) + 1,
+                "settings": f"{method_text(p)}, {settings(p)}" if p else "",
+                "cells": [_cell(name, values, i, show, smaller) for name, values, show, smaller in cells],
+            }
+            for i, p in enumerate(plans)
+        ],
+        "differences": _differences(records),
+        "curves": _curves(records, names, lead),
+        **_trade(names, [s.get(lead) for s in scores], costs, lead),
+    }
+
+
+def _smaller(metric: str) -> bool:
+    return metric.rpartition("_")[2] in _SMALLER_IS_BETTER
+
+
+def _cell(name: str, values: list[Any], i: int, show: Any, smaller: bool) -> dict[str, Any]:
+    known = [v for v in values if v is not None]
+    best = (min if smaller else max)(known) if len(known) > 1 and len(set(known)) > 1 else None
+    return {
+        "name": name,
+        "text": "" if values[i] is None else show(values[i]),
+        "best": best is not None and values[i] == best,
+    }
+
+
+def _scores(record: Mapping[str, Any]) -> dict[str, float]:
+    last = record.get("final") or next(reversed(record.get("evaluations") or []), None) or {}
+    return {
+        k.removeprefix("eval_"): v
+        for k, v in last.items()
+        if k.startswith("eval_") and not any(x in k for x in _NOT_SCORES)
+    }
+
+
+def _costs(record: Mapping[str, Any]) -> dict[str, float | None]:
+    measured = record.get("measured") or {}
+    memory, duration = measured.get("memory") or {}, measured.get("duration") or {}
+    return {
+        "trained": (record.get("parameters") or {}).get("trainable"),
+        "memory": memory.get("device_bytes"),
+        "seconds": duration.get("wall_seconds"),
+    }
+
+
+def _differences(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The settings that are not the same in every plan, places of files aside."""
+    flat = [_flat(_short_of_method(r.get("plan") or {}, records)) for r in records]
+    names = dict.fromkeys(k for f in flat for k in f)
+    left_out = ("output_dir", "data.fingerprint", "data.label_names")
+    lines = []
+    for name in names:
+        values = [f.get(name, "") for f in flat]
+        if name not in left_out and len({repr(v) for v in values}) > 1:
+            lines.append({"name": name, "values": ["" if v == "" else str(v) for v in values]})
+    return lines
+
+
+def _short_of_method(plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The plan's values; where the methods are not the same one, the method by its name, since its settings compare with nothing."""
+    kinds = {((r.get("plan") or {}).get("method") or {}).get("kind") for r in records}
+    method = plan.get("method") or {}
+    return {**plan, "method": method.get("kind", "")} if len(kinds) > 1 else dict(plan)
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for k, v in values.items():
+        found |= _flat(v, f"{before}{k}.") if isinstance(v, Mapping) else {f"{before}{k}": v}
+    return found
+
+
+def _curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], metric: str) -> str | None:
+    losses = [points(r.get("logs", []), "loss") for r in records]
+    held = [points(r.get("evaluations", []), f"eval_{metric}") if metric else [] for r in records]
+    if not any(losses) and not any(held):
+        return None
+    both = any(len(h) > 1 for h in held)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots(2 if both else 1, 1, sharex=True, squeeze=False)[:, 0]
+        for i, name in enumerate(names):
+            colour = SERIES[i % len(SERIES)]
+            if losses[i]:
+                axes[0].plot(*zip(*losses[i], strict=True), color=colour, label=name)
+            if both and held[i]:
+                axes[1].plot(*zip(*held[i], strict=True), color=colour, marker="o", markersize=4)
+        axes[0].set_title("training loss")
+        axes[0].set_ylim(bottom=0)
+        if both:
+            axes[1].set_title(f"held-out {metric.replace('_', ' ')}")
+        figure.legend(loc="outside upper left", ncols=2, handlelength=1)
+        axes[-1].set_xlabel("optimizer step")
+        for one in axes:
+            one.grid(axis="y")
+
+    said = "; ".join(
+        f"{n}: training loss from {p[0][1]:.3f} to {p[-1][1]:.3f}" for n, p in zip(names, losses, strict=True) if p
+    )
+    height = (4.4 if both else 2.6) + 0.2 * -(-len(names) // 2)
+    return page_svg("curves", height, draw, "Loss and metric of the runs", said)
+
+
+def _trade(
+    names: Sequence[str], scores: Sequence[Any], costs: Sequence[Mapping[str, Any]], metric: str
+) -> dict[str, Any]:
+    """Score against memory and against time, where both are known of two runs at least."""
+    kinds = [("memory", "peak memory, GiB", 2**30), ("seconds", "training, minutes", 60)]
+    drawn = [
+        (
+            label,
+            [
+                (i, c[key] / scale, s)
+                for i, (c, s) in enumerate(zip(costs, scores, strict=True))
+                if c[key] and s is not None
+            ],
+        )
+        for key, label, scale in kinds
+    ]
+    drawn = [(label, dots) for label, dots in drawn if len(dots) > 1]
+    if not drawn:
+        return {"trade": None, "trade_note": ""}
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(1, len(drawn), squeeze=False, sharey=True)[0]
+        for axes, (label, dots) in zip(panels, drawn, strict=True):
+            for i, x, y in dots:
+                axes.plot(x, y, marker="o", markersize=9, color=SERIES[i % len(SERIES)], linewidth=0)
+            axes.set_xlabel(label)
+            axes.set_xlim(0, 1.15 * max(x for _, x, _ in dots))
+            axes.margins(y=0.2)
+            axes.grid(axis="y")
+        panels[0].set_ylabel(metric.replace("_", " "))
+
+    said = "; ".join(f"{names[i]}: {metric} {y:.3f} at {x:.2f} ({label})" for label, dots in drawn for i, x, y in dots)
+    return {
+        "trade": page_svg("trade", 2.6, draw, f"{metric} against memory and time", said),
+        "trade_note": f"Each run's {metric.replace('_', ' ')} against what it took; colours as in the table.",
+    }

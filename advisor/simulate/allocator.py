@@ -161,8 +161,11 @@ def replay(allocator: CachingAllocator, timeline: Timeline, steps: int = 2, prel
     states = [e for e in events[:start] if parts[e] == _OPTIMIZER]
     if preloads:
         allocator.preload(sum(sizes[e] for e in events[:start] if parts[e] == _WEIGHTS and sizes[e] > _SMALL))
+    if not any(moment == "optimizer" for _, moment in timeline.moments):
+        states = []
+    made_later = set(states)
     for event in events[:start]:
-        if parts[event] != _OPTIMIZER:
+        if event not in made_later:
             allocator.allocate(event, sizes[event])
     for _ in range(steps):
         born = set()

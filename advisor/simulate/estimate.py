@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tunekit.advisor.simulate.loop import Loop, Shape, Step
@@ -46,6 +46,7 @@ _TIME_SPREAD = (0.6, 1.7)
 _VARYING = (
     "batches of varying length: where there is room PyTorch's allocator keeps more than it needs, and gives it back when there is none",
 )
+_EVALUATED = "the evaluation, {} rows at a time, takes more than a training step"
 _ATTENTION = "_scaled_dot_product"
 _PER_ROW = ("forward", "loss", "backward")
 """The moments that every micro-batch goes through."""
@@ -131,6 +132,8 @@ class _Held:
     share: PerRank
     top: Peak
     fixed: Mapping[str, int]
+    trained: _Held | None = None
+    """The training step, where it is an evaluation that is fuller."""
 
     @property
     def allocated_bytes(self) -> int:
@@ -142,6 +145,32 @@ def _held(
     hardware: Hardware,
     data: DataFacts | None,
     loop: Loop,
+    model: ModelFacts,
+    shape: Shape,
+    accumulates: bool | None = None,
+) -> _Held:
+    """The training step, or an evaluation between two of them where that takes more: it keeps nothing but may have more rows."""
+    trained = _held_in(loop, plan, hardware, data, model, shape, accumulates)
+    rows = plan.per_device_eval_batch_size
+    if loop != "trainer" or rows <= shape.batch or not _evaluates(plan, data):
+        return trained
+    seen = _held_in("trainer-evaluation", plan, hardware, data, model, replace(shape, batch=rows), accumulates)
+    return replace(seen, trained=trained) if seen.allocated_bytes > trained.allocated_bytes else trained
+
+
+def _evaluates(plan: Plan, data: DataFacts | None) -> bool:
+    """Whether there are rows to evaluate on."""
+    if data is not None and data.num_eval_examples:
+        return True
+    source = plan.data
+    return source is not None and bool(source.eval_split or source.eval_path or source.eval_share)
+
+
+def _held_in(
+    loop: Loop,
+    plan: Plan,
+    hardware: Hardware,
+    data: DataFacts | None,
     model: ModelFacts,
     shape: Shape,
     accumulates: bool | None = None,
@@ -174,6 +203,8 @@ def _traced_memory(
     cuda = hardware.device == "cuda"
     reserved = _reserved(share.timeline, held.fixed, plan, loop) if cuda else int(allocated * _HEAP_SHARE)
     moment = top.moment
+    if held.trained is not None and cuda:
+        reserved = max(reserved, _reserved(held.trained.share.timeline, held.trained.fixed, plan, loop))
     if loop == "peft-benchmark":
         evaluated = _recorded(plan, hardware, data, "peft-evaluation", model, before_evaluation(shape))
         answers = _reserved(answered(evaluated.timeline, plan), held.fixed, plan, loop)
@@ -191,6 +222,7 @@ def _traced_memory(
             *recorded.assumed,
             *share.reasons,
             _length_reason(shape, data),
+            *(_EVALUATED.format(plan.per_device_eval_batch_size) for _ in [held.trained] if held.trained),
             *(_VARYING if cuda and shape.padded else ()),
         ),
         trainable_parameters=recorded.trainable_parameters,

@@ -14,12 +14,12 @@ from torch import nn
 from tunekit.advisor.simulate.generation import EVALUATED_ROWS, EVALUATED_TOKENS, GENERATION
 from tunekit.advisor.simulate.kernels import Attention
 from tunekit.advisor.simulate.optimizers import make, rank_importance, warm_up
-from tunekit.advisor.simulate.trace import Block, Recorder, Trace
+from tunekit.advisor.simulate.trace import EVALUATION, Block, Recorder, Trace
 from tunekit.contracts import Objective
 from tunekit.task import Task
 
-Loop = Literal["trainer", "peft-benchmark", "peft-evaluation"]
-"""Whose step it is: HF Trainer's, that of PEFT's published runs, and the latter with an evaluation after it."""
+Loop = Literal["trainer", "peft-benchmark", "trainer-evaluation", "peft-evaluation"]
+"""Whose step it is: HF Trainer's, that of PEFT's published runs; the former's evaluation, and the latter with one after it."""
 BETWEEN = "between"
 """The moment at which PEFT's benchmark has emptied the allocator's cache."""
 
@@ -127,7 +127,7 @@ def record_step(
     else:
         disable_checkpointing(model)
     if hasattr(model, "config"):
-        _set_cache(model, step.loop != "trainer")
+        _set_cache(model, step.loop.startswith("peft"))
     params = [p for p in model.parameters() if p.requires_grad]
     embeddings = frozenset(id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding))
     optimizer, assumed = make(step.optim, params, step.device, embeddings, model)
@@ -300,6 +300,32 @@ def _trainer(
         model.zero_grad()
 
 
+def _trainer_evaluation(
+    recorder: Recorder,
+    model: nn.Module,
+    stacks: Any,
+    task: Task,
+    shape: Shape,
+    step: Step,
+    objective: Objective | None,
+    optimizer: Any,
+    device: str,
+) -> None:
+    """`Trainer.prediction_step` between two training steps: no gradients are alive, the optimizer's states are.
+
+    The metrics of a batch are worked out at once (`batch_eval_metrics`), so that no logits are gathered over batches.
+    """
+    batch = make_batch(task, model, shape, device)
+    recorder.own(batch.values(), "activations")
+    model.eval()
+    with recorder, torch.no_grad():
+        recorder.turn(EVALUATION)
+        loss, outputs = _forward(recorder, model, batch, step, objective)
+        recorder.turn("end")
+        del loss, outputs
+    model.train()
+
+
 def _peft_benchmark(
     recorder: Recorder,
     model: nn.Module,
@@ -358,7 +384,8 @@ def _peft_evaluation(
     with recorder:
         held = _peft_steps(recorder, model, stacks, task, shape, step, optimizer, device)
         model.eval()
-        recorder.counts_ops, recorder.moment = False, "evaluation"
+        recorder.counts_ops = False
+        recorder.turn(EVALUATION)
         batch = make_batch(task, model, Shape(batch=EVALUATED_ROWS, length=EVALUATED_TOKENS), device)
         recorder.own(batch.values(), "activations")
         with torch.no_grad():
@@ -390,7 +417,12 @@ def _backward_and_update(
     rank_importance(model)
 
 
-_LOOPS = {"trainer": _trainer, "peft-benchmark": _peft_benchmark, "peft-evaluation": _peft_evaluation}
+_LOOPS = {
+    "trainer": _trainer,
+    "trainer-evaluation": _trainer_evaluation,
+    "peft-benchmark": _peft_benchmark,
+    "peft-evaluation": _peft_evaluation,
+}
 
 
 def _cache_tensors(outputs: Any) -> list[torch.Tensor]:

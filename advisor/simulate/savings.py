@@ -53,6 +53,8 @@ def _possible(plan: Plan, hardware: Hardware, data: DataFacts | None, model: Mod
         yield {"activation_checkpointing": True}
     if rows % 2 == 0:
         yield {"per_device_train_batch_size": rows // 2, "gradient_accumulation_steps": 2 * micro}
+    if plan.per_device_eval_batch_size > rows:
+        yield {"per_device_eval_batch_size": rows}
     if hardware.device == "cuda" and plan.optim.startswith("adamw_torch"):
         yield {"optim": "adamw_bnb_8bit"}
     if plan.dtype == "float32" and plan.mixed_precision is None and hardware.bf16:

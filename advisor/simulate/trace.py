@@ -37,6 +37,9 @@ PARTS = (
 )
 """What memory is for. `cache` holds keys and values while answers are generated. `adapters` are parameters that the method added; `workspace` belongs to the device's libraries."""
 
+EVALUATION = "evaluation"
+"""The moment of a forward pass of which nothing is kept."""
+
 _NO_SEQUENCE = 2**63
 
 
@@ -140,6 +143,7 @@ class Recorder(TorchDispatchMode):
 
     def begin_loss(self) -> None:
         """From here on the forward pass makes logits and the loss."""
+        self._in_loss = self.moment == EVALUATION
         if self.moment == "forward":
             self.moment = "loss"
             self._loss_from = torch.autograd._get_sequence_nr()
@@ -164,13 +168,13 @@ class Recorder(TorchDispatchMode):
     def _enter(self, block: Block | None) -> None:
         self._bounds.append(torch.autograd._get_sequence_nr())
         self._bound_blocks.append(block)
-        if self.moment == "forward":
+        if self.moment in ("forward", EVALUATION):
             self._block = block
 
     def _locate(self) -> Block | None:
         """The block whose forward or backward runs now; between nodes of the backward pass, the last one's."""
         if self.moment != "backward":
-            return self._block if self.moment in ("forward", "loss") else None
+            return self._block if self.moment in ("forward", "loss", EVALUATION) else None
         node = torch._C._current_autograd_node()
         sequence = node._sequence_nr() if node is not None else _NO_SEQUENCE
         if sequence >= _NO_SEQUENCE:
@@ -213,7 +217,7 @@ class Recorder(TorchDispatchMode):
         self._sizes.append(size)
         self._births.append((len(self._segments) - 1, segment.births))
         self._born_in.append(self.moment)
-        if self.moment == "loss" or (self.moment == "backward" and self._in_loss):
+        if self.moment == "loss" or (self.moment in ("backward", EVALUATION) and self._in_loss):
             self._loss.add(number)
         segment.births += 1
         segment.events.append(number)

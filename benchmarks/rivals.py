@@ -103,7 +103,9 @@ def answers(requests: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, di
             print(f"{package}: cannot be installed here, left out")
             continue
         script = f"PACKAGE = {package!r}\n{snippet}\n{_ASK}"
-        done = subprocess.run([str(python), "-c", script], input=json.dumps(list(requests)), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [str(python), "-c", script], input=json.dumps(list(requests)), capture_output=True, text=True, check=False
+        )
         if done.returncode:
             print(f"{package}: {done.stderr.strip().splitlines()[-1][:150]}")
             continue

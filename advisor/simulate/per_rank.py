@@ -62,6 +62,7 @@ def per_rank(recorded: Recorded, plan: Plan) -> PerRank:
         *reasons,
         f"{plan.sharding} over {ranks} ranks divides {shared}" if shared else "every rank holds a whole copy",
         *_host(recorded, plan),
+        *_saving(recorded, plan),
     )
     return PerRank(timeline=timeline, fixed=fixed, reasons=reasons)
 
@@ -89,6 +90,23 @@ def host_bytes(recorded: Recorded, plan: Plan) -> int:
 def _host(recorded: Recorded, plan: Plan) -> tuple[str, ...]:
     size = host_bytes(recorded, plan)
     return (f"offloading takes {size / 2**30:.1f} GiB of each machine's memory",) if size else ()
+
+
+def saving_bytes(recorded: Recorded, plan: Plan) -> int:
+    """What saving takes of the first rank's host memory: the whole weights, gathered a tensor at a time.
+
+    On the device it takes one gathered tensor, where a step gathers two blocks, so that it is no peak there
+    (DeepSpeed's `_zero3_consolidated_16bit_state_dict`, FSDP's full state dictionary, offloaded on rank 0).
+    """
+    if plan.sharding not in ("zero3", "fsdp", "fsdp-hybrid"):
+        return 0
+    names = ("weights", "adapters") if plan.method.trains_base else ("adapters",)
+    return _part_bytes(recorded.timeline, names)
+
+
+def _saving(recorded: Recorded, plan: Plan) -> tuple[str, ...]:
+    size = saving_bytes(recorded, plan)
+    return (f"saving takes {size / 2**30:.1f} GiB of the first rank's host memory",) if size else ()
 
 
 def _scaled(timeline: Timeline, factors: np.ndarray) -> Timeline:

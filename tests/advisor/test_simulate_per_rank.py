@@ -86,3 +86,19 @@ def test_weights_are_divided_and_gathered_two_blocks_at_a_time(sharding: str) ->
 def test_parts_still_sum_to_the_peak(sharding: str) -> None:
     estimate = found(sharding)
     assert sum(estimate.parts.values()) == estimate.allocated_bytes <= estimate.reserved_bytes
+
+
+def test_a_hybrid_divides_within_a_machine_only() -> None:
+    inside = found("fsdp", 4)
+    over = found("fsdp-hybrid", 8, num_machines=2)
+    assert at_peak(over, "weights") == at_peak(inside, "weights")
+    assert at_peak(over, "optimizer") == at_peak(inside, "optimizer")
+    assert at_peak(found("fsdp", 8, num_machines=2), "weights") == pytest.approx(at_peak(over, "weights") / 2, rel=0.01)
+
+
+@pytest.mark.parametrize("sharding", ["zero3", "fsdp", "fsdp-hybrid"])
+def test_saving_divided_weights_takes_host_memory_and_says_how_much(sharding: str) -> None:
+    whole = found(None)
+    expected = f"saving takes {4 * whole.total_parameters / 2**30:.1f} GiB of the first rank's host memory"
+    assert expected in found(sharding, 4).reasons
+    assert not any("saving takes" in reason for reason in found("zero2", 4).reasons)

@@ -14,6 +14,7 @@ from tunekit.callbacks._steps import StepClock
 from tunekit.estimate import MemoryEstimate, TimeEstimate
 from tunekit.files import finite, write_json
 from tunekit.plan import Plan
+from tunekit.preflight import digest
 
 SCHEMA = 1
 FILE_NAME = "record.json"
@@ -77,7 +78,7 @@ class RunRecord(TrainerCallback):
             "environment": _facts.environment(args.device.type, args.world_size),
             "data": {
                 "train_rows": _facts.length(loader),
-                "fingerprint": _facts.digest(getattr(loader, "dataset", None)),
+                "fingerprint": digest(getattr(loader, "dataset", None)),
             },
             "parameters": _facts.parameters(model) if model is not None else {},
             "arguments": _facts.without_home(_facts.arguments(args)) if self._record["plan"] is None else None,

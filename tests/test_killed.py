@@ -40,8 +40,8 @@ def hold(entries: list[dict[str, Any]], *, atomic: bool = True) -> None:
 
 
 def test_killed_and_told_to_go_each_ends_bit_identical_and_loses_nothing() -> None:
-    entries = runs("lora", "grouped", "--kills", "2", "--signals", "1", "--seed", "3")
-    assert len(entries) == 6
+    entries = runs("grouped", "--kills", "2", "--signals", "1", "--seed", "3")
+    assert len(entries) == 3
     assert any(e["code"] == -signal.SIGKILL for e in entries)
     hold(entries)
 

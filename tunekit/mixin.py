@@ -19,7 +19,7 @@ from tunekit.objectives.supervised import Supervised, num_supervised
 from tunekit.out_of_memory import OomRecovery
 from tunekit.own_module import load_beside, own_parameters, save_beside
 from tunekit.sampler import GroupedByLength, row_lengths
-from tunekit.saving import save_atomically
+from tunekit.saving import lost_worker, save_atomically
 
 
 class TrainerMixin:
@@ -173,7 +173,12 @@ class TrainerMixin:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir) or True  # type: ignore[attr-defined]
         if isinstance(resume_from_checkpoint, str | Path):
             check_ranks(resume_from_checkpoint, self.args.world_size, divided=bool(self.args.deepspeed))  # type: ignore[attr-defined]
-        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        except RuntimeError as e:
+            if lost := lost_worker(e, self.args.output_dir):  # type: ignore[attr-defined]
+                raise lost from e
+            raise
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._aside is None else str(self._aside)  # type: ignore[misc]

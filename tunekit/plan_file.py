@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from tunekit.errors import InvalidError, MissingError, OccupiedError, UnreadableError, raise_all
 from tunekit.files import write_text
 from tunekit.finding import error
+
+MOST_BYTES = 4_000_000
+"""The largest plan that is read: ten thousand class names take a tenth of it."""
 
 
 def read_file(path: Path) -> Any:
@@ -25,6 +29,8 @@ def read_file(path: Path) -> Any:
             error("plan-file-missing", f"plan file {path}", why, "write one with `tunekit advise ... --save plan.yaml`")
         )
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes, a plan at most {MOST_BYTES:,}")
         text = path.read_text("utf-8")
         return read_json(text) if path.suffix.lower() == ".json" else read_yaml(text)
     except InvalidError:
@@ -66,8 +72,9 @@ def read_yaml(text: str) -> Any:
 
     try:
         return yaml.load(text, Loader)
-    except yaml.YAMLError as e:
-        raise ValueError(str(e)) from None
+    except (yaml.YAMLError, TypeError, AttributeError, KeyError, OverflowError) as e:
+        # PyYAML's constructors trust the tags: `!!timestamp x` ends in an AttributeError of theirs.
+        raise ValueError(f"it is no YAML of plain values ({e})") from None
 
 
 def to_yaml(value: Any) -> str:
@@ -94,7 +101,7 @@ def to_yaml(value: Any) -> str:
 
 
 def _refuse_twice(keys: list[str]) -> None:
-    twice = sorted({k for k in keys if keys.count(k) > 1})
+    twice = sorted(k for k, count in Counter(keys).items() if count > 1)
     raise_all(
         error("plan-field-twice", f"`{k}` stands twice", "only one value can count", "remove one of the two")
         for k in twice

@@ -68,12 +68,27 @@ def put_in_place(aside: Path, place: Path) -> None:
     flush(place.parent)
 
 
-def _unwritten(trainer: Any, folder: Path, e: Exception) -> RunError:
+def lost_worker(e: RuntimeError, folder: str | Path | None) -> RunError | None:
+    """Torch's error of a loader process that is gone, in words; None for any other."""
+    if "DataLoader worker" not in str(e):
+        return None
+    return RunError(
+        error(
+            "loader-worker", str(e).splitlines()[0][:200], f"a process that reads rows was ended from outside, often for want of memory; {_kept(folder or '.')}",
+            "lower `dataloader_num_workers` or free memory, and resume",
+        )
+    )  # fmt: skip
+
+
+def _kept(folder: str | Path) -> str:
     last = last_checkpoint(folder)
-    kept = f"the last whole one is {Path(last).name!r}" if last else "there is no earlier one"
+    return f"the last whole checkpoint is {Path(last).name!r}" if last else "there is no checkpoint yet"
+
+
+def _unwritten(trainer: Any, folder: Path, e: Exception) -> RunError:
     return RunError(
         error(
             "checkpoint-write", f"checkpoint at step {trainer.state.global_step} in {folder.name!r}",
-            f"it could not be written ({e}); {kept}", "make room or make the folder writable, and resume",
+            f"it could not be written ({e}); {_kept(folder)}", "make room or make the folder writable, and resume",
         )
     )  # fmt: skip

@@ -17,12 +17,13 @@ from torch import nn
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from tunekit.callbacks import MemoryWatch, Progress, RunRecord
-from tunekit.callbacks._facts import digest, without_home
+from tunekit.callbacks._facts import without_home
 from tunekit.callbacks._peak import PeakMemory
 from tunekit.callbacks._steps import StepClock
 from tunekit.estimate import MemoryEstimate, TimeEstimate
 from tunekit.files import write_text
 from tunekit.plan import Plan
+from tunekit.preflight import digest
 
 MEMORY = MemoryEstimate(
     parts={"weights": 100},

@@ -168,6 +168,51 @@ def spread(folder: Path) -> Any:
     return replace(subject, args=SimpleNamespace(**{**vars(subject.args), "world_size": 2}))
 
 
+def idle_under_ddp(folder: Path) -> Any:
+    """A linear layer that nothing reads, in two processes that wait for its gradient."""
+    from types import SimpleNamespace
+
+    model = zoo.build("bert", Task.named(CLS))
+    model.add_module("leftover", torch.nn.Linear(2, 2))
+    subject = of_trainer(trainer(folder, model=model, ddp_find_unused_parameters=False))
+    return replace(subject, args=SimpleNamespace(**{**vars(subject.args), "world_size": 2}))
+
+
+def half_tied(folder: Path) -> Trainer:
+    """An adapter beside output embeddings that learn, in a model whose configuration says that they are the input's too."""
+    model = lora("llama", LM)
+    model.get_base_model().config.tie_word_embeddings = True
+    model.get_base_model().lm_head.weight.requires_grad_(True)
+    return trainer(folder, "llama", LM, model)
+
+
+def saved_run(folder: Path, model: Any = None, **settings: Any) -> Trainer:
+    """A run with one checkpoint, and the Trainer that is to go on from it."""
+    first = trainer(folder, model=model or lora("bert", CLS), save_steps=2, max_steps=2, disable_tqdm=True, **settings)
+    first.train()
+    return first
+
+
+def resumed(folder: Path, given: Any = None, model: Any = None, **settings: Any) -> Trainer:
+    saved_run(folder)
+    return trainer(folder, model=model or lora("bert", CLS), given=given, resume_from_checkpoint=True, **settings)
+
+
+def with_other_processes(folder: Path) -> Any:
+    from types import SimpleNamespace
+
+    subject = of_trainer(resumed(folder))
+    return replace(subject, args=SimpleNamespace(**{**vars(subject.args), "world_size": 2}))
+
+
+def with_zero(folder: Path) -> Any:
+    from types import SimpleNamespace
+
+    subject = of_trainer(resumed(folder))
+    plugin = SimpleNamespace(zero_stage=3)
+    return replace(subject, args=SimpleNamespace(**{**vars(subject.args), "world_size": 1, "deepspeed_plugin": plugin}))
+
+
 PLANTED: dict[str, Callable[[Path], Any]] = {
     "labels-missing": lambda f: trainer(f, given={"train_dataset": [{"input_ids": r["input_ids"]} for r in rows(CLS)]}),
     "supervision-none": lambda f: lm(f, lambda r: {**r, "labels": [-100] * len(r["labels"])}),
@@ -207,6 +252,12 @@ PLANTED: dict[str, Callable[[Path], Any]] = {
     "accumulation-normalisation": lambda f: replace(
         of_trainer(trainer(f, "gpt2", LM, gradient_accumulation_steps=4)), takes_loss_arguments=False
     ),
+    "ddp-unused": idle_under_ddp,
+    "tied-weights": half_tied,
+    "resume-world": with_other_processes,
+    "resume-stage": with_zero,
+    "resume-data": lambda f: resumed(f, given={"train_dataset": rows(CLS, 400)}),
+    "resume-method": lambda f: resumed(f, model=lora("bert", CLS, target_modules=["key"])),
     "output-in-use": in_use,
     "disk-small": big,
     "weights-not-finite": not_a_number,
@@ -275,3 +326,36 @@ def test_a_warning_does_not_stop_the_run(tmp_path: Path) -> None:
     made.train()
     assert made.state.global_step == 2
     assert [f.code for f in preflight.findings if f.severity == "error"] == []
+
+
+def test_resuming_as_it_was_is_clean(tmp_path: Path) -> None:
+    assert [str(f) for f in found(resumed(tmp_path))] == []
+
+
+@pytest.mark.parametrize("method", [tunekit.methods.Full(), tunekit.methods.Lora(r=2), tunekit.methods.BitFit()])
+def test_resuming_our_own_formats_is_clean_and_another_method_is_told(method: Any, tmp_path: Path) -> None:
+    def prepared(what: Any) -> Any:
+        return tunekit.prepare(zoo.build("bert", Task.named(CLS)), what, CLS)
+
+    saved_run(tmp_path, prepared(method))
+    again = trainer(tmp_path, model=prepared(method), resume_from_checkpoint=True)
+    assert [str(f) for f in found(again)] == []
+    other = tunekit.methods.Lora(r=4) if method.slug == "lora" else tunekit.methods.BottleneckAdapter()
+    wrong = trainer(tmp_path, model=prepared(other), resume_from_checkpoint=True)
+    assert "resume-method" in [f.code for f in found(wrong)]
+
+
+def test_rows_of_the_same_number_are_told_apart_by_the_record(tmp_path: Path) -> None:
+    saved_run(tmp_path, given={"callbacks": [tunekit.callbacks.RunRecord()]})
+    same = trainer(tmp_path, model=lora("bert", CLS), resume_from_checkpoint=True)
+    assert [str(f) for f in found(same)] == []
+    other = trainer(
+        tmp_path, model=lora("bert", CLS), given={"train_dataset": rows(CLS, seed=5)}, resume_from_checkpoint=True
+    )
+    assert "resume-data" in [f.code for f in found(other)]
+
+
+def test_an_unused_parameter_is_no_matter_where_nobody_waits_for_it(tmp_path: Path) -> None:
+    model = zoo.build("bert", Task.named(CLS))
+    model.add_module("leftover", torch.nn.Linear(2, 2))
+    assert [str(f) for f in found(trainer(tmp_path, model=model))] == []

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 CHUNK_ROWS = 20_000
 """Rows that are Python objects at the same time."""
 
+_MOST_RATIO, _FREE_BYTES = 200, 16_000_000
+"""Text is zipped to a fifth or a twentieth; one row a thousand times over, to a hundredth."""
 _CSV_LIMIT = threading.Lock()
 _WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})")
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
@@ -76,10 +78,28 @@ def broken(path: Path, why: str, fix: str = "mend the file, or pass rows as a li
 
 
 # ---------------------------------------------------------------------------------------------------- text and lines
+class _Unzipped(gzip.GzipFile):
+    """A zipped file that is not larger, unzipped, than text can be: a few kilobytes of zeros may stand for gigabytes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        self._path, self._given, self._most = path, 0, _MOST_RATIO * path.stat().st_size + _FREE_BYTES
+
+    def read1(self, size: int = -1) -> bytes:
+        """What `TextIOWrapper` reads by."""
+        data = super().read1(size)
+        self._given += len(data)
+        if self._given > self._most:
+            raise broken(
+                self._path, f"unzipped it is more than {_MOST_RATIO} times as large", "unzip it, and see what it holds"
+            )
+        return data
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[io.TextIOWrapper]:
     """The file as UTF-8 text, unzipped where it is zipped; what goes wrong while it is read is one clear error."""
-    raw = gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")  # noqa: SIM115
+    raw: Any = _Unzipped(path) if path.name.lower().endswith(".gz") else open(path, "rb")  # noqa: SIM115
     with raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
         try:
             yield text
@@ -103,6 +123,8 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 row = json.loads(line)
             except json.JSONDecodeError as e:
                 raise broken(path, f"line {number} is not JSON: {e.msg} at character {e.pos + 1}") from None
+            except (ValueError, RecursionError):
+                raise broken(path, f"line {number} has a number too long or is nested too deeply") from None
             if not isinstance(row, dict):
                 raise broken(path, f"line {number} is a JSON {_kind(row)}, and a row is an object") from None
             yield row
@@ -123,8 +145,8 @@ def _read_json(path: Path, train_split: str) -> dict[str, datasets.Dataset]:
         if e.msg == "Extra data" and _is_object(first):
             return _read_jsonl(path, train_split)
         raise broken(path, f"line {e.lineno} is not JSON: {e.msg}") from None
-    except RecursionError:
-        raise broken(path, "the JSON is nested too deeply") from None
+    except (ValueError, RecursionError):
+        raise broken(path, "the JSON has a number too long or is nested too deeply") from None
     return from_json(value, str(path), train_split)
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from tunekit.preflight._digest import digest
 from tunekit.preflight._subject import Row, Subject
+from tunekit.preflight.resumption import checkpoint_of
 
 _ROWS, _TRAIN_KEYS, _EVAL_KEYS = 256, 20_000, 5_000
 _LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
@@ -34,6 +36,7 @@ def of_trainer(trainer: Any, **facts: Any) -> Subject:
         and not args.prediction_loss_only
         and not getattr(args, "predict_with_generate", False)
         and not args.batch_eval_metrics,
+        resumes_from=checkpoint_of(args),
         takes_loss_arguments=bool(trainer.model_accepts_loss_kwargs or trainer.compute_loss_func),
         **facts,
     )
@@ -51,6 +54,7 @@ def of_events(args: Any, state: Any, **given: Any) -> Subject:
         tokenizer=_tokenizer(given.get("processing_class")),
         optimizer=given.get("optimizer"),
         begins=state.global_step == 0,
+        resumes_from=checkpoint_of(args, state.global_step) if state.global_step else None,
     )
 
 
@@ -68,6 +72,7 @@ def _subject(train: Any, evaluation: Any, collate: Callable | None, **fields: An
             train_keys=tuple(_key(r) for r in _rows(train, _TRAIN_KEYS)),
             eval_keys=tuple(_key(r) for r in _rows(evaluation, _EVAL_KEYS)),
             class_names=_class_names(train),
+            fingerprint=digest(train) if fields.get("resumes_from") is not None else None,
             **fields,
         )
 

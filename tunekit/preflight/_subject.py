@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ class Subject:
     """Whether the loss is told how many items a whole step counts."""
     begins: bool = True
     """Whether the run starts at step 0."""
+    resumes_from: Path | None = None
+    """The checkpoint that the run goes on from."""
+    fingerprint: str | None = None
+    """A digest of the training rows, where the run goes on from a checkpoint."""
     memory: Any = None
     """A `MemoryEstimate`, where one was made."""
     device_bytes: int | None = None

@@ -12,6 +12,10 @@ from tunekit.preflight._subject import Subject
 BROKEN = (
     ("adapters", "1.99", "transformers", "5", "AdapterHub's adapters up to 1.3 imports what transformers 5 no longer has",
      "`pip uninstall adapters` (tunekit reads and writes its folders)"),
+    ("peft", "0.18", "transformers", "5", "PEFT before 0.18 imports a cache class that transformers 5 no longer has", "`pip install -U peft`"),
+    ("accelerate", "1.1", "transformers", "5", "the Trainer of transformers 5 asks for accelerate 1.1", "`pip install -U accelerate`"),
+    ("bitsandbytes", "0.46.1", "transformers", "5", "transformers 5 refuses to quantise with an older bitsandbytes", "`pip install -U bitsandbytes`"),
+    ("transformers", "5.1.1", "transformers", "5.1.0", "transformers 5.1.0 breaks TRL's trainers under DeepSpeed (TRL excludes it)", "`pip install -U transformers`"),
 )  # fmt: skip
 """Package below a version, with another from a version: why, and the way out."""
 

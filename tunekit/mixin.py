@@ -16,10 +16,17 @@ from tunekit.checkpoint import check_ranks, last_checkpoint
 from tunekit.contracts import Objective
 from tunekit.fsdp import by_blocks, share
 from tunekit.objectives.supervised import Supervised, num_supervised
-from tunekit.out_of_memory import OomRecovery
+from tunekit.out_of_memory import (
+    OomRecovery,
+    agreed_by_ranks,
+    average_gradients,
+    is_out_of_memory,
+    sharded_out_of_memory,
+)
 from tunekit.own_module import load_beside, own_parameters, save_beside
 from tunekit.sampler import GroupedByLength, row_lengths
 from tunekit.saving import lost_worker, save_atomically
+from tunekit.structure import unwrapped
 
 
 class TrainerMixin:
@@ -27,7 +34,8 @@ class TrainerMixin:
 
     Put it before the trainer class. A checkpoint is written aside, flushed to the disk and renamed, so that a run that
     is killed leaves whole ones only; `train(resume_from_checkpoint=True)` takes the newest whole one. A batch that
-    does not fit into memory is split in two and gives the same update (one process, without DeepSpeed). On a model
+    does not fit into memory is split in two and gives the same update (also over DDP's ranks, see `oom_over_ranks`; not under
+    DeepSpeed, which fixes the micro-batch). On a model
     that `tunekit.prepare` returned, the optimizer gets the method's groups (LoRA+ and discriminative learning rates
     live there); on any other model nothing changes but the loss.
 
@@ -45,6 +53,9 @@ class TrainerMixin:
     train_dataset: Any
     data_collator: Any
     _signature_columns: Any
+    oom_over_ranks: bool | None = None
+    """Whether several processes (DistributedDataParallel) recover together from a batch that does not fit; None: where less
+    than a quarter of the weights learns."""
     _aside: Path | None = None
     """Where the checkpoint that is being saved is written; None while none is."""
 
@@ -97,13 +108,22 @@ class TrainerMixin:
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """The host's step; a batch that does not fit is split in two, where the two halves give the same update."""
         host = super().training_step  # type: ignore[misc]
+        ranks = self._recovers_over_ranks()
         if not self._splits_exactly(num_items_in_batch):
-            return host(model, inputs, num_items_in_batch)
+            try:
+                return host(model, inputs, num_items_in_batch)
+            except RuntimeError as e:
+                if self._sharded() and is_out_of_memory(e):
+                    raise sharded_out_of_memory(inputs, e) from e
+                raise
+        # Under DistributedDataParallel a rank that fails half-way would leave the others waiting. So the ranks run the
+        # model inside, agree, and share the gradients at the end.
+        inner = unwrapped(model) if ranks else model
 
         def part(piece: Any, share: float) -> torch.Tensor:
             self._share = share
             try:
-                return host(model, piece, num_items_in_batch)
+                return host(inner, piece, num_items_in_batch)
             finally:
                 self._share = 1.0
 
@@ -113,39 +133,35 @@ class TrainerMixin:
                 items = num_supervised(model, labels)
             return int(items or 0) or max(len(v) for v in piece.values() if getattr(v, "ndim", 0))
 
-        return self.oom_recovery.run(self.state.global_step, inputs, part, model.zero_grad, weigh)  # type: ignore[attr-defined]
+        agree = agreed_by_ranks(self.args.device) if ranks else int  # type: ignore[attr-defined]
+        loss = self.oom_recovery.run(self.state.global_step, inputs, part, model.zero_grad, weigh, agree)  # type: ignore[attr-defined]
+        if ranks and self.accelerator.sync_gradients:  # type: ignore[attr-defined]
+            average_gradients(inner)
+        return loss
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """The host's count, or the objective's own where it has one."""
-        counts = [self.learning_objective.num_items(batch) for batch in batch_samples]
-        known = [c for c in counts if c is not None]
-        if not known or len(known) < len(counts):
-            return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
-        total = torch.stack(known).sum().to(device)
-        shared = self.args.average_tokens_across_devices and self.args.world_size > 1  # type: ignore[attr-defined]
-        return self.accelerator.gather(total).sum() if shared else total  # type: ignore[attr-defined]
+    def _sharded(self) -> bool:
+        return str(self.accelerator.distributed_type).endswith(("DEEPSPEED", "FSDP", "MEGATRON_LM"))  # type: ignore[attr-defined]
 
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None, **kwargs: Any
-    ) -> tuple[Any, Any, Any]:  # fmt: skip
-        """The host's; rows without labels are answered by the objective."""
-        if not self.learning_objective.own_rows or "labels" in inputs:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)  # type: ignore[misc]
-        inputs = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
-        with torch.no_grad(), self.compute_loss_context_manager():  # type: ignore[attr-defined]
-            logits = self.learning_objective.answer(model, inputs)["logits"]
-        return None, None if prediction_loss_only else logits.detach(), None
+    def _recovers_over_ranks(self) -> bool:
+        """Whether several processes agree on splitting: then gradients are shared after backward and not during it,
+        which costs time where there are many."""
+        if self.args.world_size == 1 or self._sharded():  # type: ignore[attr-defined]
+            return False
+        if self.oom_over_ranks is None:
+            sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]  # type: ignore[attr-defined]
+            self.oom_over_ranks = 4 * sum(n for n, learns in sizes if learns) < sum(n for n, _ in sizes)
+        return self.oom_over_ranks
 
     def _splits_exactly(self, num_items_in_batch: Any) -> bool:
         """Whether two halves of a batch add up to the update of the whole.
 
-        DeepSpeed fixes the micro-batch, other ranks would wait for gradients that never come, the host's own search for
-        a batch size wants the error, and a loss of somebody else's may weigh as it likes.
+        DeepSpeed fixes the micro-batch, the host's own search for a batch size wants the error, and a loss of somebody
+        else's may weigh as it likes.
         """
-        args, kind = self.args, str(self.accelerator.distributed_type)  # type: ignore[attr-defined]
-        alone = args.world_size == 1 and args.n_gpu <= 1 and not kind.endswith(("DEEPSPEED", "FSDP"))
+        args = self.args  # type: ignore[attr-defined]
+        alone = args.world_size == 1 or self._recovers_over_ranks()
         ours = not isinstance(self.learning_objective, Supervised) or self._own_loss_is_ours()
-        return alone and ours and not args.auto_find_batch_size
+        return alone and args.n_gpu <= 1 and not self._sharded() and ours and not args.auto_find_batch_size
 
     def create_accelerator_and_postprocess(self) -> None:
         """The host's; FSDP is turned on where accelerate leaves it out."""

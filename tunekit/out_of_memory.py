@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _MESSAGES = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
+WHOLE = -1
+"""Stands for the size of what failed and cannot be split."""
+_NONE = 2**62
+
 Step = Callable[[Mapping[str, Any], float], "torch.Tensor"]
 """Forward and backward of a part of a batch, whose mean counts by the given share; returns the loss."""
 
@@ -32,10 +36,19 @@ class OomRecovery:
         self.events: list[dict[str, int]] = []
         """One entry a failure: the step, and the size (elements of the largest input) that did not fit."""
         self._limit: int | None = None
+        self._hopeless: RunError | None = None
         self._step: int | None = None
         self._done: list[tuple[Mapping[str, Any], Step]] = []
 
-    def run(self, step: int, inputs: Mapping[str, Any], part: Step, drop: Callable[[], None], weigh: Callable) -> Any:
+    def run(
+        self,
+        step: int,
+        inputs: Mapping[str, Any],
+        part: Step,
+        drop: Callable[[], None],
+        weigh: Callable,
+        agree: Callable[[int], int] = int,
+    ) -> Any:
         """One batch of a step.
 
         Args:
@@ -44,6 +57,7 @@ class OomRecovery:
             part: What runs a part of it.
             drop: Drops all gradients.
             weigh: How many items the mean of a part is taken over.
+            agree: What failed on any rank, given what failed on this one, so that all split together.
 
         Raises:
             RunError: `out-of-memory-row`, where a single row does not fit.
@@ -51,8 +65,10 @@ class OomRecovery:
         if step != self._step:
             self._step, self._done = step, []
         loss, failed = self._attempt(inputs, part, weigh)
-        while failed:
-            self._remember(step, failed)
+        while agreed := agree(failed):
+            if agreed == WHOLE:
+                raise self._hopeless or _too_large(inputs, RuntimeError("on another rank"))
+            self._remember(step, agreed)
             drop()
             for earlier, theirs in [*self._done, (inputs, part)]:
                 loss, failed = self._attempt(earlier, theirs, weigh)
@@ -62,23 +78,23 @@ class OomRecovery:
         return loss
 
     def _attempt(self, inputs: Mapping[str, Any], part: Step, weigh: Callable) -> tuple[Any, int]:
-        """The loss of a batch in parts that should fit, and 0; or None and the size that did not."""
+        """The loss of a batch in parts that should fit, and 0; or None and the size that did not, WHOLE for one row."""
         parts, total = self._parts(inputs), None
         # Counting waits for the device, so only where there is something to weigh.
         whole = weigh(inputs) if len(parts) > 1 else 1
         for piece in parts:
-            failed = False
+            failed = 0
             try:
                 loss = part(piece, weigh(piece) / whole if len(parts) > 1 else 1.0)
             except RuntimeError as e:
                 if not is_out_of_memory(e):
                     raise
+                failed = size(piece)
                 if halves(piece) is None:
-                    raise _too_large(piece, e) from e
-                failed = True
+                    failed, self._hopeless = WHOLE, _too_large(piece, e)
             # Out of the handler: the traceback holds the activations of the pass that failed.
             if failed:
-                return None, size(piece)
+                return None, failed
             total = loss if total is None else total + loss
         return total, 0
 
@@ -146,5 +162,52 @@ def _too_large(inputs: Mapping[str, Any], e: Exception) -> RunError:
         error(
             "out-of-memory-row", f"a batch that cannot be split, {shapes}", f"it does not fit ({str(e).splitlines()[0]})",
             "shorten `max_length`, switch activation checkpointing on, or quantize the base",
+        )
+    )  # fmt: skip
+
+
+def agreed_by_ranks(device: Any) -> Callable[[int], int]:
+    """The smallest size that failed on any rank; 0 where none did. Every rank asks, after each of its batches."""
+    import torch
+
+    def agree(failed: int) -> int:
+        told = torch.tensor([failed or _NONE], device=device, dtype=torch.int64)
+        torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MIN)
+        found = int(told.item())
+        return 0 if found == _NONE else found
+
+    return agree
+
+
+def average_gradients(model: Any) -> None:
+    """The mean of the ranks' gradients, as DistributedDataParallel makes it while backward runs."""
+    import torch
+    from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+    learning = [p for p in model.parameters() if p.requires_grad]
+    if not learning:
+        return
+    there = torch.tensor([p.grad is not None for p in learning], device=learning[0].device, dtype=torch.uint8)
+    torch.distributed.all_reduce(there, op=torch.distributed.ReduceOp.MAX)
+    by_dtype: dict[Any, list[Any]] = {}
+    for p, any_rank in zip(learning, there.tolist(), strict=True):
+        if any_rank:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            by_dtype.setdefault(p.grad.dtype, []).append(p.grad)
+    for gradients in by_dtype.values():
+        flat = _flatten_dense_tensors(gradients)
+        torch.distributed.all_reduce(flat)
+        flat /= torch.distributed.get_world_size()
+        for gradient, mean in zip(gradients, _unflatten_dense_tensors(flat, gradients), strict=True):
+            gradient.copy_(mean)
+
+
+def sharded_out_of_memory(inputs: Mapping[str, Any], e: Exception) -> RunError:
+    """Why an out-of-memory error is not recovered from under DeepSpeed and FSDP."""
+    return RunError(
+        error(
+            "out-of-memory-sharded", f"a batch of {size(inputs)} elements does not fit ({str(e).splitlines()[0]})",
+            "DeepSpeed and FSDP fix the micro-batch when they start: it cannot be split",
+            "halve `per_device_train_batch_size` and double `gradient_accumulation_steps`, and resume",
         )
     )  # fmt: skip

@@ -109,3 +109,14 @@ def test_the_hosts_own_search_for_a_batch_size_gets_the_error(tmp_path: Path) ->
     made = trainer(tmp_path, cls=TunekitTrainer, save_strategy="no", auto_find_batch_size=True)
     assert not made._splits_exactly(None)
     assert trainer(tmp_path, cls=TunekitTrainer, save_strategy="no")._splits_exactly(None)
+
+
+def test_where_deepspeed_fixes_the_micro_batch_it_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer(tmp_path, cls=TunekitTrainer, save_strategy="no")
+    monkeypatch.setattr(TunekitTrainer, "_sharded", lambda self: True)
+    Small(0, False).watch(made.model)
+    with pytest.raises(RunError) as caught:
+        made.train()
+    assert caught.value.codes == ("out-of-memory-sharded",)

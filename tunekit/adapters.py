@@ -51,6 +51,7 @@ def add_adapter(model: nn.Module, name: str, adapter: Method | str | Path) -> nn
         (('default', 'second'), ('default', 'second'))
     """
     what = _several(model, "add_adapter")
+    _check_name(model, name)
     if _is_peft(model):
         if isinstance(adapter, Method):
             raise UnsupportedError(_peft_only("a fresh adapter", "use PEFT's own `add_adapter`"))
@@ -58,7 +59,6 @@ def add_adapter(model: nn.Module, name: str, adapter: Method | str | Path) -> nn
         return model
     from tunekit import bottleneck
 
-    _check_name(model, name)
     config = (
         getattr(adapter, "config", None) if isinstance(adapter, Method) else adapter_files.read_config(Path(adapter))
     )

@@ -19,6 +19,7 @@ from tunekit.material import gather
 from tunekit.plan import Plan
 from tunekit.pretrained import load_model, read_side
 from tunekit.run_folder import PLAN, resolved
+from tunekit.saving import writing
 from tunekit.sharding import whole_weights
 from tunekit.structure import side_of, task_model
 from tunekit.task import Task
@@ -216,7 +217,8 @@ def run(
     made.train(resume_from_checkpoint=resume or None)
     if made.eval_dataset is not None:
         made.evaluate()
-    made.save_model(plan.output_dir)
+    with writing(plan.output_dir):
+        made.save_model(plan.output_dir)
     if made.is_world_process_zero():
         left = resolved(plan, made.model)
         left.save(Path(plan.output_dir) / PLAN, overwrite=True)

@@ -76,8 +76,22 @@ def read_config(folder: Path) -> Any:
                 )
             )  # fmt: skip
         raise UnreadableError(corrupted(folder / WEIGHTS, "no such file"))
-    shapes(folder / WEIGHTS)
+    largest = max((n for shape in shapes(folder / WEIGHTS).values() for n in shape), default=0)
+    if absurd := [f"`{k}: {v:,}`" for k, v in _sizes(data) if v > max(largest, _MOST_HIDDEN if k in _UNSAVED else 0)]:
+        raise UnreadableError(corrupted(path, f"{absurd[0]} is larger than anything in {WEIGHTS}"))
     return config
+
+
+_UNSAVED, _MOST_HIDDEN = ("encoder_hidden_size",), 100_000
+"""A size of what PEFT does not save, which must be allocated all the same."""
+
+
+def _sizes(data: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Figures of a configuration by which PEFT allocates before it looks at the weights."""
+    named = [(k, data.get(k)) for k in ("r", "init_r", "num_virtual_tokens", *_UNSAVED)]
+    patterns = data.get("rank_pattern")
+    named += [("rank_pattern", v) for v in (patterns.values() if isinstance(patterns, dict) else ())]
+    return [(k, v) for k, v in named if isinstance(v, int)]
 
 
 def load(model: nn.Module, folder: Path) -> nn.Module:

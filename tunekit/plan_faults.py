@@ -27,6 +27,16 @@ AT_LEAST: Mapping[str, int] = {
 }
 """The smallest value a field may have."""
 
+AT_MOST: Mapping[str, int] = {
+    "max_length": 100_000_000,
+    "per_device_train_batch_size": 1_000_000,
+    "per_device_eval_batch_size": 1_000_000,
+    "gradient_accumulation_steps": 1_000_000,
+    "num_processes": 1_000_000,
+    "num_machines": 1_000_000,
+}
+"""The largest value where something is made for each: rows, tokens, processes. Far above what anybody has run."""
+
 ABOVE_ZERO = ("learning_rate", "num_train_epochs")
 LARGEST_SEED = 2**32 - 1
 """NumPy's generator, which the host seeds too, takes no more."""
@@ -39,6 +49,11 @@ def range_faults(values: Mapping[str, Any]) -> list[Finding]:
         _out_of_range(name, given[name], f"it must be at least {low}", f"set `{name}: {low}` or more")
         for name, low in AT_LEAST.items()
         if name in given and given[name] < low
+    ]
+    faults += [
+        _out_of_range(name, given[name], f"it must be at most {most:,}", f"set `{name}: {most}` or less")
+        for name, most in AT_MOST.items()
+        if name in given and given[name] > most
     ]
     faults += [
         _out_of_range(name, given[name], "it must be above 0", f"set `{name}` above 0")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tunekit.finding import error
 
 ASIDE = ".saving"
 """The folder in the output folder that a checkpoint is written into; no resumption looks there."""
-_DISK = ("PytorchStreamWriter", "iostream", "No space left", "I/O error")
+_DISK = ("PytorchStreamWriter", "iostream", "inline_container", "No space left", "I/O error")
 """How torch and safetensors say that a file could not be written."""
 
 
@@ -35,20 +36,45 @@ def save_atomically(trainer: Any, folder: Path, write: Callable[[Path], None]) -
     wait()
     try:
         write(aside)
-    except (OSError, RuntimeError) as e:
+        wait()
+        name = f"checkpoint-{trainer.state.global_step}"
+        _point_to_place(trainer, aside / name, folder / name)
+        if main:
+            seal(aside / name, num_processes=trainer.args.world_size, global_step=trainer.state.global_step)
+            put_in_place(aside / name, folder / name)
+            shutil.rmtree(aside, ignore_errors=True)
+    except Exception as e:
         if main:
             shutil.rmtree(aside, ignore_errors=True)
-        if isinstance(e, OSError) or any(text in str(e) for text in _DISK):
-            raise _unwritten(trainer, folder, e) from e
+        if is_of_the_disk(e):
+            raise _unwritten(f"checkpoint at step {trainer.state.global_step}", folder, e) from e
         raise
     wait()
-    name = f"checkpoint-{trainer.state.global_step}"
-    _point_to_place(trainer, aside / name, folder / name)
-    if main:
-        seal(aside / name, num_processes=trainer.args.world_size, global_step=trainer.state.global_step)
-        put_in_place(aside / name, folder / name)
-        shutil.rmtree(aside, ignore_errors=True)
-    wait()
+
+
+@contextmanager
+def writing(folder: str | Path) -> Iterator[None]:
+    """What is written at the end of a run: a disk that is full is one clear error.
+
+    Raises:
+        RunError: `checkpoint-write`.
+    """
+    try:
+        yield
+    except Exception as e:
+        if is_of_the_disk(e):
+            raise _unwritten("what was learnt", Path(folder), e) from e
+        raise
+
+
+def is_of_the_disk(e: BaseException) -> bool:
+    """Whether an error says that a file could not be written; safetensors' and torch's are no `OSError`.
+
+    Example:
+        >>> is_of_the_disk(RuntimeError("basic_ios::clear: iostream error")), is_of_the_disk(RuntimeError("shapes"))
+        (True, False)
+    """
+    return isinstance(e, OSError) or any(text in str(e) for text in _DISK)
 
 
 def _point_to_place(trainer: Any, aside: Path, place: Path) -> None:
@@ -85,10 +111,10 @@ def _kept(folder: str | Path) -> str:
     return f"the last whole checkpoint is {Path(last).name!r}" if last else "there is no checkpoint yet"
 
 
-def _unwritten(trainer: Any, folder: Path, e: Exception) -> RunError:
+def _unwritten(what: str, folder: Path, e: Exception) -> RunError:
     return RunError(
         error(
-            "checkpoint-write", f"checkpoint at step {trainer.state.global_step} in {folder.name!r}",
+            "checkpoint-write", f"{what} in {folder.name!r}",
             f"it could not be written ({e}); {_kept(folder)}", "make room or make the folder writable, and resume",
         )
     )  # fmt: skip

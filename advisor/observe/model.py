@@ -54,10 +54,39 @@ def model_facts(
         ('decoder', 124439808, 1024)
     """
     name, config, weights, chat = _locate(model, revision, trust_remote_code)
+    _refuse_absurd(config)
     facts = _facts_of(canonical(config))
     return ModelFacts(
         name=name, revision=revision, has_weights=weights, is_instruct=chat, dtype=_dtype(config), **facts
     )  # fmt: skip
+
+
+_MOST = {
+    "num_hidden_layers": 10_000, "num_layers": 10_000, "n_layer": 10_000, "n_layers": 10_000, "encoder_layers": 10_000,
+    "decoder_layers": 10_000, "hidden_size": 10_000_000, "d_model": 10_000_000, "intermediate_size": 100_000_000,
+    "vocab_size": 1_000_000_000, "num_attention_heads": 1_000_000, "num_local_experts": 1_000_000, "num_experts": 1_000_000,
+}  # fmt: skip
+"""A hundred times what any model has; a module is made for each layer, even without weights."""
+
+
+_MAY_BE_NONE = ("encoder_layers", "decoder_layers", "num_local_experts", "num_experts")
+
+
+def _refuse_absurd(config: PretrainedConfig) -> None:
+    """Refuses a configuration whose sizes no model has, before anything is built from it.
+
+    Raises:
+        UnreadableError: `model-unreadable`.
+    """
+    text = config.get_text_config()
+    named = [(k, getattr(text, k, None)) for k in _MOST]
+    whole = [(k, v) for k, v in named if isinstance(v, int) and not isinstance(v, bool)]
+    wrong = [f"`{k}: {v:,}`" for k, v in whole if v > _MOST[k] or v < (0 if k in _MAY_BE_NONE else 1)]
+    if wrong:
+        why = "no model has such a size"
+        raise UnreadableError(
+            error("model-unreadable", f"a configuration with {wrong[0]}", why, "use the model's own config.json")
+        )
 
 
 def canonical(config: PretrainedConfig) -> str:

@@ -92,7 +92,7 @@ def plan_file(folder: Path, model: str, output: Path, **more: Any) -> Path:
 def refused(path: Path, *more: str) -> str:
     result = CliRunner().invoke(app, ["train", str(path), *more], catch_exceptions=False)
     assert result.exit_code == 2, result.output
-    assert result.stderr.count("error: ") == 1, result.stderr
+    assert result.stderr.count("error: [") == 1, result.stderr
     return result.stderr
 
 

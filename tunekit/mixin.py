@@ -34,7 +34,7 @@ class TrainerMixin:
 
     Put it before the trainer class. A checkpoint is written aside, flushed to the disk and renamed, so that a run that
     is killed leaves whole ones only; `train(resume_from_checkpoint=True)` takes the newest whole one. A batch that
-    does not fit into memory is split in two and gives the same update (also over DDP's ranks, see `oom_over_ranks`; not under
+    does not fit into memory is split in two and gives the same update (over DDP's ranks with `oom_over_ranks`; not under
     DeepSpeed, which fixes the micro-batch). On a model
     that `tunekit.prepare` returned, the optimizer gets the method's groups (LoRA+ and discriminative learning rates
     live there); on any other model nothing changes but the loss.
@@ -53,9 +53,9 @@ class TrainerMixin:
     train_dataset: Any
     data_collator: Any
     _signature_columns: Any
-    oom_over_ranks: bool | None = None
-    """Whether several processes (DistributedDataParallel) recover together from a batch that does not fit; None: where less
-    than a quarter of the weights learns."""
+    oom_over_ranks: bool = False
+    """Whether several processes (DistributedDataParallel) recover together from a batch that does not fit: then gradients are
+    shared after backward and not during it, and the ranks ask one another after every batch, which takes time."""
     _aside: Path | None = None
     """Where the checkpoint that is being saved is written; None while none is."""
 
@@ -143,14 +143,8 @@ class TrainerMixin:
         return str(self.accelerator.distributed_type).endswith(("DEEPSPEED", "FSDP", "MEGATRON_LM"))  # type: ignore[attr-defined]
 
     def _recovers_over_ranks(self) -> bool:
-        """Whether several processes agree on splitting: then gradients are shared after backward and not during it,
-        which costs time where there are many."""
-        if self.args.world_size == 1 or self._sharded():  # type: ignore[attr-defined]
-            return False
-        if self.oom_over_ranks is None:
-            sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]  # type: ignore[attr-defined]
-            self.oom_over_ranks = 4 * sum(n for n, learns in sizes if learns) < sum(n for n, _ in sizes)
-        return self.oom_over_ranks
+        """Whether several processes agree on splitting."""
+        return self.oom_over_ranks and self.args.world_size > 1 and not self._sharded()  # type: ignore[attr-defined]
 
     def _splits_exactly(self, num_items_in_batch: Any) -> bool:
         """Whether two halves of a batch add up to the update of the whole.

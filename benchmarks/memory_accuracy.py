@@ -245,10 +245,10 @@ def _others(config: Mapping[str, Any], dtype: str) -> dict[str, float]:
 
 def _print(rows: list[Row], left_out: Mapping[str, list[str]]) -> None:
     tools = sorted({tool for row in rows for tool in row.others})
-    heads = "".join(f"{tool:>12}" for tool in tools)
+    heads = "".join(f"{tool:>17}" for tool in tools)
     print(f"{'row':<46}{'measured':>10}{'tunekit':>10}{'error':>8}{heads}{'seconds':>9}")
     for row in rows:
-        others = "".join(f"{row.others[t] / GIB:>8.2f} GiB" if t in row.others else " " * 12 for t in tools)
+        others = "".join(f"{row.others[t] / GIB:>13.2f} GiB" if t in row.others else " " * 17 for t in tools)
         print(
             f"{row.name[:45]:<46}{row.measured_bytes / GIB:>10.2f}{row.predicted_bytes / GIB:>10.2f}{row.error():>+8.1%}"
             f"{others}{row.seconds:>9.1f}"
@@ -257,7 +257,9 @@ def _print(rows: list[Row], left_out: Mapping[str, list[str]]) -> None:
     for group in sorted({row.group for row in rows}):
         mine = [row for row in rows if row.group == group]
         said = {"tunekit": median(abs(row.error()) for row in mine)}
-        said |= {tool: median(abs(row.error(tool)) for row in mine if tool in row.others) for tool in tools}
+        for tool in tools:
+            errors = [abs(row.error(tool)) for row in mine if tool in row.others]
+            said |= {f"{tool} ({len(errors)} rows)": median(errors)} if errors else {}
         worst = max(abs(row.error()) for row in mine)
         print(f"{group}: {len(mine)} rows; median error", ", ".join(f"{t} {e:.1%}" for t, e in said.items()), f"; worst of ours {worst:.1%}")  # fmt: skip
     for why, ids in left_out.items():

@@ -59,13 +59,13 @@ _CANIFINETUNE = """
 from canifinetune.estimator.memory import EstimateRequest, estimate
 
 def answer(r):
-    if r["method"] != "lora" or r["targets"] is None:
+    if r["method"] != "lora" or sorted(r["targets"]) != ["q_proj", "v_proj"]:
         return None
     c = r["config"]
     override = {k: c[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                                   "num_key_value_heads", "vocab_size")} | {"params": r["total"], "num_params": r["total"]}
     request = EstimateRequest(model_id="meta-llama/Llama-3.2-3B", gpu_vram_gb=48, method="lora", quantization="none",
-        seq_len=r["length"], micro_batch_size=r["rows"], lora_rank=r["rank"], lora_dropout=0.0, target_modules=r["targets"],
+        seq_len=r["length"], micro_batch_size=r["rows"], lora_rank=r["rank"], lora_dropout=0.0, lora_target_scope="conservative",
         gradient_checkpointing=r["checkpointing"], override=override, use_network=False)
     memory = estimate(request).memory
     return (memory.total_estimated_gb - memory.safety_margin_gb) * 2**30

@@ -50,10 +50,11 @@ types: $(VENV)/.stamp-dev ## mypy, on a throw-away tree laid out as it is import
 	cd build/types && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p tunekit
 
 bench: $(VENV)/.stamp-test ## the benchmarks, each printing what it measured
-	@for file in $(filter-out benchmarks/matrix.py benchmarks/gpu_%,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	@for file in $(filter-out benchmarks/matrix.py benchmarks/matrix_sharding.py benchmarks/gpu_%,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
-matrix: $(VENV)/.stamp-test ## every method x architecture x task, run; writes docs/matrix.md (PEFT=1 runs plain PEFT's half too)
+matrix: $(VENV)/.stamp-test ## every method x architecture x task, and x sharding on two ranks; writes docs/matrix*.md (PEFT=1: plain PEFT's half too)
 	$(BIN)/python benchmarks/matrix.py --jobs $(JOBS) $(if $(PEFT),--peft)
+	$(BIN)/python benchmarks/matrix_sharding.py --again
 
 oldest: $(OLD_VENV)/.stamp-oldest ## the covering tests with the oldest supported transformers and peft
 	$(OLD_BIN)/python -m pytest -n $(JOBS) $(PYTEST)

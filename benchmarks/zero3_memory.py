@@ -2,8 +2,9 @@
 
     python benchmarks/zero3_memory.py [--methods lora full] [--gib 1.0]
 
-Every rank reports the largest resident size that the system ever saw of it (VmHWM), loading included. The model has random
-weights and is written to a temporary folder. Full fine-tuning takes some 5 GiB a rank. Results: benchmarks/results/zero3_memory.json.
+Every rank reports the largest resident size of its own, loading included: looked at every 10 ms, without the pages of the weights'
+file, which is mapped, shared by the ranks and dropped by the system when it wants; with them (VmHWM) beside it. The model has
+random weights and is written to a temporary folder. Full fine-tuning takes some 5 GiB a rank. Results: benchmarks/results/zero3_memory.json.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,25 +57,52 @@ def write_plan(folder: Path, model: Path, method: str) -> Any:
     )  # fmt: skip
 
 
-def peak_bytes() -> int:
-    """The largest resident size of this process so far."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+def status(name: str) -> int:
+    """A figure of this process in bytes."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name + ":"))
     return int(line.split()[1]) * 1024
+
+
+class Watch(threading.Thread):
+    """The largest resident size, without what was mapped from files since the start."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peaks, self.stage, self.files = {}, "loading", None
+
+    def run(self) -> None:
+        while True:
+            files = status("RssFile") - (self.files or status("RssFile"))
+            self.peaks[self.stage] = max(self.peaks.get(self.stage, 0), status("VmRSS") - max(0, files))
+            time.sleep(0.01)
 
 
 def rank(plan: str, result: str) -> None:
     """One rank: trains the plan and writes its peaks."""
+    import datasets  # noqa: F401  what is mapped of the libraries counts
+    import deepspeed  # noqa: F401
+    import peft  # noqa: F401
     import torch
+    import transformers
 
-    torch.set_num_threads(1)
     import tunekit
 
-    trainer = tunekit.trainer(
-        tunekit.Plan.load(plan), save_strategy="no", disable_tqdm=True, log_level="error", log_level_replica="error"
-    )
-    loaded = peak_bytes()
+    torch.set_num_threads(1)
+    watch = Watch()
+    watch.files = status("RssFile")
+    watch.start()
+    quiet = {"save_strategy": "no", "disable_tqdm": True, "log_level": "error", "log_level_replica": "error"}
+    trainer = tunekit.trainer(tunekit.Plan.load(plan), **quiet)
+    watch.stage = "dividing"
+
+    class Begins(transformers.TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            watch.stage = "training"
+
+    trainer.add_callback(Begins())
     trainer.train()
-    Path(f"{result}-{os.environ['RANK']}.json").write_text(json.dumps({"loaded": loaded, "trained": peak_bytes()}))
+    watch.stage = "after"
+    Path(f"{result}-{os.environ['RANK']}.json").write_text(json.dumps({**watch.peaks, "with_file": status("VmHWM")}))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -101,7 +131,7 @@ def measure(method: str, gib: float) -> dict[str, Any]:
         return {
             "method": method, "weights_bytes": (folder / "model" / "model.safetensors").stat().st_size,
             "predicted_bytes": estimate.device_bytes, "parts": dict(estimate.parts), "moment": estimate.moment,
-            "loaded_bytes": [r["loaded"] for r in ranks], "measured_bytes": [r["trained"] for r in ranks],
+            "measured_bytes": [max(r["loading"], r["dividing"], r["training"]) for r in ranks], "ranks": ranks,
         }  # fmt: skip
 
 
@@ -124,9 +154,10 @@ def main() -> None:
         print(
             f"{method}: {found['weights_bytes'] / GIB:.2f} GiB of weights, predicted {found['predicted_bytes'] / GIB:.2f} GiB a rank"
         )
-        for i, (loaded, peak) in enumerate(zip(found["loaded_bytes"], found["measured_bytes"], strict=True)):
+        for i, (peak, r) in enumerate(zip(found["measured_bytes"], found["ranks"], strict=True)):
+            off = found["predicted_bytes"] / peak - 1
             print(
-                f"  rank {i}: peak {peak / GIB:.2f} GiB ({found['predicted_bytes'] / peak - 1:+.1%}), of it while loading {loaded / GIB:.2f} GiB"
+                f"  rank {i}: {peak / GIB:.2f} GiB (predicted {off:+.1%});", {k: f"{v / GIB:.2f}" for k, v in r.items()}
             )
         print("  parts:", {k: f"{v / GIB:.2f}" for k, v in found["parts"].items() if v > 0.01 * GIB}, found["moment"])
     if args.gib == 1.0:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit.data.columns import resolve
@@ -13,6 +15,7 @@ from tunekit.data.labels import problem_type as read_problem_type
 from tunekit.data.read import Rows, read
 from tunekit.errors import InvalidError
 from tunekit.finding import Finding, error
+from tunekit.once import once_a_machine
 from tunekit.plan import Plan
 from tunekit.pretrained import load_tokenizer, read_side
 from tunekit.task import Task
@@ -41,6 +44,41 @@ def gather(plan: Plan, train_dataset: Any = None, eval_dataset: Any = None) -> M
     Raises:
         TunekitError: what is wrong with the rows, the columns, the labels or the tokenizer.
     """
+    made: list[Material] = []
+
+    def write(folder: Path) -> None:
+        made.append(_gather(plan, train_dataset, eval_dataset))
+        _put(made[0], folder)
+
+    folder = once_a_machine(write) if train_dataset is None else None
+    if made:
+        return made[0]
+    return _gather(plan, train_dataset, eval_dataset) if folder is None else _get(plan, folder)
+
+
+def _put(material: Material, folder: Path) -> None:
+    material.train.save_to_disk(folder / "train")
+    if material.eval is not None:
+        material.eval.save_to_disk(folder / "eval")
+    rest = {name: getattr(material, name) for name in ("label_names", "num_labels", "problem_type", "findings")}
+    (folder / "rest").write_bytes(pickle.dumps(rest))
+
+
+def _get(plan: Plan, folder: Path) -> Material:
+    import datasets
+
+    from tunekit.data.collate import ensure_pad_token
+
+    # What is unpickled was written a moment ago, by a process of this run, into a folder that only its user may write.
+    return Material(
+        tokenizer=ensure_pad_token(load_tokenizer(plan.model, plan.revision)),
+        train=datasets.load_from_disk(folder / "train"),
+        eval=datasets.load_from_disk(folder / "eval") if (folder / "eval").is_dir() else None,
+        **pickle.loads((folder / "rest").read_bytes()),
+    )
+
+
+def _gather(plan: Plan, train_dataset: Any, eval_dataset: Any) -> Material:
     from tunekit.data.collate import ensure_pad_token
 
     task = Task.named(plan.task)

@@ -14,6 +14,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from tunekit.attach import prepared
 from tunekit.checkpoint import check_ranks, last_checkpoint
 from tunekit.contracts import Objective
+from tunekit.data.fill import num_fillers, real_rows
 from tunekit.fsdp import by_blocks, share
 from tunekit.objectives.supervised import Supervised, num_supervised
 from tunekit.out_of_memory import (
@@ -146,6 +147,54 @@ class TrainerMixin:
         """Whether several processes agree on splitting."""
         return self.oom_over_ranks and self.args.world_size > 1 and not self._sharded()  # type: ignore[attr-defined]
 
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """The host's count, or the objective's own where it has one."""
+        counts = [self.learning_objective.num_items(batch) for batch in batch_samples]
+        known = [c for c in counts if c is not None]
+        if not known or len(known) < len(counts):
+            return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
+        total = torch.stack(known).sum().to(device)
+        shared = self.args.average_tokens_across_devices and self.args.world_size > 1  # type: ignore[attr-defined]
+        return self.accelerator.gather(total).sum() if shared else total  # type: ignore[attr-defined]
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None, **kwargs: Any
+    ) -> tuple[Any, Any, Any]:  # fmt: skip
+        """The host's, with the loss of a rank's own rows; rows without labels are answered by the objective."""
+        if not self.learning_objective.own_rows or "labels" in inputs:
+            made = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)  # type: ignore[misc]
+            return (
+                made if made[0] is None or not self._is_filled() else (self._loss_of_own_rows(model, inputs), *made[1:])
+            )
+        inputs = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
+        with torch.no_grad(), self.compute_loss_context_manager():  # type: ignore[attr-defined]
+            logits = self.learning_objective.answer(model, inputs)["logits"]
+        return None, None if prediction_loss_only else logits.detach(), None
+
+    def _is_filled(self) -> bool:
+        """Whether this is the last batch of an evaluation over ranks, which accelerate has filled with rows of others."""
+        state = self.accelerator.gradient_state  # type: ignore[attr-defined]
+        return bool(self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0)  # type: ignore[attr-defined]
+
+    def _loss_of_own_rows(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """The mean over the last rows of all ranks, each once: of the others the host takes the answers away, but not the loss.
+
+        Every rank asks its model, for one row at least, since weights may be gathered at every forward pass.
+        """
+        size = max(len(v) for v in inputs.values() if getattr(v, "ndim", 0))
+        own = real_rows(self.accelerator.gradient_state.remainder, self.args.process_index, size)  # type: ignore[attr-defined]
+        part = {k: v[: max(1, own)] if getattr(v, "ndim", 0) and len(v) == size else v for k, v in inputs.items()}
+        part, labels = self._prepare_inputs(part), part.get("labels")  # type: ignore[attr-defined]
+        with torch.no_grad(), self.compute_loss_context_manager():  # type: ignore[attr-defined]
+            mean = self.compute_loss(model, part, num_items_in_batch=None)
+        items = self.learning_objective.num_items(part)
+        if items is None and labels is not None and not labels.is_floating_point():
+            items = num_supervised(model, labels)
+        count = float(own if items is None else items) if own else 0.0
+        pair = torch.stack([mean.float().detach() * count, torch.full_like(mean, count, dtype=torch.float32)])
+        sums = self.accelerator.gather(pair[None]).sum(0)  # type: ignore[attr-defined]
+        return sums[0] / sums[1]
+
     def _splits_exactly(self, num_items_in_batch: Any) -> bool:
         """Whether two halves of a batch add up to the update of the whole.
 
@@ -238,7 +287,8 @@ class TrainerMixin:
         if lengths is None:
             return host(train_dataset)
         step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return GroupedByLength(lengths, step, args.seed if args.data_seed is None else args.data_seed)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return GroupedByLength(lengths, step, seed, num_fillers(rows) if args.world_size > 1 else 0)
 
 
 class TunekitTrainer(TrainerMixin, Trainer):

@@ -93,7 +93,7 @@ def load_model(
             revision=plan.revision,
             dtype=getattr(torch, plan.dtype),
             attn_implementation=plan.attn_implementation,
-            quantization_config=quantization_config(plan),
+            quantization_config=_quantized(plan, form or task),
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -107,6 +107,27 @@ def load_model(
     if pad_token_id is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = pad_token_id
     return model
+
+
+def _quantized(plan: Plan, task: Task) -> Any:
+    """How the base is quantised; what the task adds stays whole, inside the base too (BERT's pooler): it is random and must learn.
+
+    transformers leaves out the output layer and the last module only, and no longer these where others are named.
+    """
+    config = quantization_config(plan)
+    if config is None:
+        return None
+    import torch
+    import transformers
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    from tunekit.structure import head_modules
+
+    base = transformers.AutoConfig.from_pretrained(plan.model, revision=plan.revision, trust_remote_code=False)
+    with torch.device("meta"):
+        model = getattr(transformers, task.auto_class).from_config(base)
+    config.llm_int8_skip_modules = sorted({*get_keys_to_not_convert(model), *head_modules(model, task)})
+    return config
 
 
 def check_folder(model: str) -> None:

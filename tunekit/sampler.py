@@ -21,13 +21,15 @@ class GroupedByLength(Sampler[int]):
         lengths: Tokens of each row.
         batch_size: Rows of an optimizer step over accumulation and processes.
         seed: Of the order; each epoch has its own.
+        num_fillers: Rows at the end of the data that teach nothing; they stay at the end of every epoch.
 
     Example:
         >>> list(GroupedByLength([3, 1, 2, 9], batch_size=2, seed=0)) == list(GroupedByLength([3, 1, 2, 9], 2, 0))
         True
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, num_fillers: int = 0) -> None:
+        self.num_fillers = num_fillers
         self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -41,7 +43,9 @@ class GroupedByLength(Sampler[int]):
         from transformers.trainer_pt_utils import get_length_grouped_indices
 
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        real = len(self.lengths) - self.num_fillers
+        order = get_length_grouped_indices(self.lengths[:real], self.batch_size, generator=generator)
+        return iter([*order, *range(real, len(self.lengths))])
 
 
 def row_lengths(dataset: Any) -> list[int] | None:

@@ -92,7 +92,7 @@ def _zero(plan: Plan, sizes: MessageSizes) -> dict[str, Any]:
         "stage3_prefetch_bucket_size": sizes.prefetch_elements,
         "stage3_param_persistence_threshold": sizes.resident_elements,
         "stage3_max_live_parameters": 10**9,
-        "stage3_max_reuse_distance": 10**9,
+        "stage3_max_reuse_distance": sizes.kept_elements,
         # What is saved is whole.
         "stage3_gather_16bit_weights_on_model_save": True,
         **({"zero_hpz_partition_size": sizes.machine_copy_ranks} if sizes.machine_copy_ranks > 1 else {}),

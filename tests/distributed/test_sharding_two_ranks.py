@@ -1,4 +1,4 @@
-"""Two CPU ranks under every ZeRO stage learn as one process does, and what they save reloads whole."""
+"""CPU ranks under every ZeRO stage and FSDP learn as one process does, and what they save reloads whole."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ SHARDINGS: dict[str, dict[str, Any]] = {
     "zero3": {"sharding": "zero3"},
     "zero3-offload": {"sharding": "zero3", "offload": "parameters"},
     "zero2-offload": {"sharding": "zero2", "offload": "optimizer"},
+    "fsdp": {"sharding": "fsdp"},
+    "fsdp-accumulated": {"sharding": "fsdp", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    "fsdp-hybrid": {"sharding": "fsdp-hybrid", "per_device_train_batch_size": 2, "num_processes": 4, "num_machines": 2},
     "zero3-accumulated": {"sharding": "zero3", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
 }
 METHODS = {
@@ -41,7 +44,9 @@ METHODS = {
 """With rates at which twenty steps change something. LoRA+ has groups with rates of their own."""
 
 EVERYWHERE = ("full", "lora")
-CELLS = [(m, s) for m in METHODS for s in SHARDINGS if m in EVERYWHERE or s in ("zero2", "zero3")]
+CELLS = [(m, s) for m in METHODS for s in SHARDINGS if m in EVERYWHERE or s in ("zero2", "zero3", "fsdp")]
+RANKS = {"fsdp-hybrid": 4}
+"""Divided over two, held by two."""
 
 
 def rows(folder: Path) -> Path:
@@ -85,14 +90,15 @@ def results(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: str) -> dict
     one = {(m, k): job(folder, tiny_encoder, m, still=k == "still") for m in METHODS for k in ("one", "still")}
     two = {(m, s): job(folder, tiny_encoder, m, **SHARDINGS[s]) for m, s in CELLS}
     run(folder, list(one.values()), 1)
-    run(folder, list(two.values()), 2)
+    for ranks in (2, 4):
+        run(folder, [j for (_, s), j in two.items() if RANKS.get(s, 2) == ranks], ranks)
     return {cell: {**json.loads(Path(j["result"]).read_text()), **j} for cell, j in {**one, **two}.items()}
 
 
 @pytest.mark.parametrize(("method", "sharding"), CELLS, ids=lambda x: x)
 def test_two_ranks_give_the_loss_curve_of_one_process(method: str, sharding: str, results: dict[Any, Any]) -> None:
     one, two = results[method, "one"], results[method, sharding]
-    assert two["type"].endswith("MULTI_CPU" if sharding == "ddp" else "DEEPSPEED")
+    assert two["type"].endswith({"d": "MULTI_CPU", "z": "DEEPSPEED", "f": "FSDP"}[sharding[0]])
     assert len(one["losses"]) == 20
     still = results[method, "still"]["losses"]
     assert max(abs(a - b) / b for a, b in zip(one["losses"], still, strict=True)) > 1e-2, (
@@ -111,7 +117,7 @@ def test_what_two_ranks_saved_says_the_same_in_one_process(method: str, sharding
         base = AutoModelForSequenceClassification.from_pretrained(plan.model, num_labels=2)
         model = tunekit.load(base, plan.output_dir)
     trainer = tunekit.trainer(
-        plan.replace(num_processes=1, sharding=None, offload=None),
+        plan.replace(num_processes=1, num_machines=1, sharding=None, offload=None),
         model=model,
         overwrite=True,
         batch_eval_metrics=False,

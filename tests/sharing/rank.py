@@ -46,8 +46,9 @@ def main(folder: Path, cells: Path, results: Path) -> None:
             place = traceback.extract_tb(e.__traceback__)[-1]
             where = f"{Path(place.filename).name}:{place.lineno}"
             done[cell.key] = {"error": f"{type(e).__name__}: {' '.join(str(e).split())[:300]} ({where})"}
-        if FIRST:
-            results.write_text(json.dumps(done, indent=1))
+        if FIRST:  # whole or not at all: it may be ended at any time
+            results.with_suffix(".new").write_text(json.dumps(done, indent=1))
+            results.with_suffix(".new").replace(results)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,27 +17,30 @@ NEAR_CURVE, NEAR_ANSWERS, MOVED = 1e-4, 1e-5, 1e-3
 _STALLED_SECONDS = 300
 
 
-def run(cells: Iterable[Cell], folder: Path, results: Path, ranks: int) -> dict[str, Any]:
-    """Figures or an error by key. A cell that ends the ranks is written down and the rest is started again."""
+def run(cells: Iterable[Cell], folder: Path, results: Path, ranks: int, seconds: float | None = None) -> dict[str, Any]:
+    """Figures or an error by key, of as many as there is time for. A cell that ends the ranks is written down and the rest started again."""
     wanted = list(cells)
     path = results.with_suffix(f".cells-{ranks}.json")
     path.write_text(json.dumps([c.to_dict() for c in wanted]))
-    while any(c.key not in _read(results) for c in wanted):
+    until = None if seconds is None else time.monotonic() + seconds
+    while any(c.key not in _read(results) for c in wanted) and (until is None or time.monotonic() < until):
         before = _read(results)
-        said = _launch(path, folder, results, ranks)
+        said = _launch(path, folder, results, ranks, until)
         after = _read(results)
-        if any(c.key not in after for c in wanted):
+        late = until is not None and time.monotonic() >= until
+        if any(c.key not in after for c in wanted) and not late:
             now = results.with_suffix(".now").read_text()
             assert now not in before or after != before, said
             results.write_text(json.dumps({**after, now: {"error": f"the processes ended: {said[-300:]}"}}, indent=1))
-    return {c.key: _read(results)[c.key] for c in wanted}
+    found = _read(results)
+    return {c.key: found[c.key] for c in wanted if c.key in found}
 
 
 def _read(results: Path) -> dict[str, Any]:
     return json.loads(results.read_text()) if results.exists() else {}
 
 
-def _launch(cells: Path, folder: Path, results: Path, ranks: int) -> str:
+def _launch(cells: Path, folder: Path, results: Path, ranks: int, until: float | None) -> str:
     """Starts the ranks and waits; ends them when nothing has come for a long time. What they said."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
     command = [
@@ -51,18 +55,14 @@ def _launch(cells: Path, folder: Path, results: Path, ranks: int) -> str:
     log = results.with_suffix(".log")
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
-        seen = None
-        while True:
-            try:
-                process.wait(_STALLED_SECONDS)
-                break
-            except subprocess.TimeoutExpired:
-                now = results.stat().st_mtime if results.exists() else 0
-                if now == seen:
-                    process.terminate()
-                    process.wait()
-                    break
-                seen = now
+        seen, since = 0.0, time.monotonic()
+        while process.poll() is None:
+            time.sleep(0.5)
+            now = results.stat().st_mtime if results.exists() else 0.0
+            seen, since = (seen, since) if now == seen else (now, time.monotonic())
+            if time.monotonic() - since > _STALLED_SECONDS or (until is not None and time.monotonic() > until):
+                process.terminate()
+                process.wait()
     return next(
         (x for x in reversed(log.read_text("utf-8", "replace").splitlines()) if "rror" in x or "what()" in x), ""
     )

@@ -40,7 +40,9 @@ class Supervised(Objective):
         outputs = model(**inputs)
         loss = outputs["loss"]
         if num_items_in_batch is not None and "labels" in inputs:
-            loss = loss * (num_supervised(model, inputs["labels"]) / num_items_in_batch)
+            here = num_supervised(model, inputs["labels"])
+            # The mean over nothing is no number; a rank may have such a batch, at the end of an epoch.
+            loss = loss.where(here > 0, 0.0) * (here / num_items_in_batch)
         return loss, outputs
 
 

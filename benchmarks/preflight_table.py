@@ -1,6 +1,6 @@
 """Thirty mistakes in plain scripts: what `tunekit.check` says to each, beside HF Trainer, TRL's SFTTrainer and `peft-doctor`.
 
-python benchmarks/preflight_table.py                     what is done is not repeated; --table only prints
+python benchmarks/preflight_table.py                     what is done is not repeated; --table only prints (kept in results/preflight_table.md)
 python benchmarks/preflight_table.py --doctor FOLDER     site-packages of an environment with `peft-doctor` (pip install peft-doctor)
 
 The scripts are those of tests/preflight. HF Trainer and SFTTrainer really run two steps. Of each, what it also says to the same

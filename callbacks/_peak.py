@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from pathlib import Path
 from typing import Literal
 
-_STATUS = Path("/proc/self/status")
+_STATUS, _PAGES = Path("/proc/self/status"), Path("/proc/self/statm")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 class PeakMemory:
@@ -21,7 +23,7 @@ class PeakMemory:
         every_seconds: Time between two samples on the CPU.
     """
 
-    def __init__(self, device: Literal["cpu", "cuda"] = "cpu", every_seconds: float = 0.05) -> None:
+    def __init__(self, device: Literal["cpu", "cuda"] = "cpu", every_seconds: float = 0.1) -> None:
         self.device = device
         self.every_seconds = every_seconds
         self.start_bytes = 0
@@ -80,9 +82,13 @@ def _keep_sampling(owner: weakref.ref[PeakMemory], every_seconds: float, done: t
 
 
 def _resident_bytes() -> int:
-    import psutil
+    # A tenth of what psutil takes: two callbacks ask twenty times a second, beside the thread that trains.
+    try:
+        return int(_PAGES.read_bytes().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError, ValueError):
+        import psutil
 
-    return psutil.Process().memory_info().rss
+        return psutil.Process().memory_info().rss
 
 
 def _high_water_bytes() -> int:

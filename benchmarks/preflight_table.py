@@ -158,8 +158,17 @@ def plain(text: str) -> str:
     return re.sub(r"[\d.]+|/\S+", "#", text)
 
 
+def usual(results: dict[str, Any], code: str, who: str) -> set[str]:
+    """What it says to clean scripts of the same kind: those that write text, or those that classify."""
+    writes = "trl" in results[code]
+    same = [
+        r for n, r in results.items()
+        if n.startswith("clean") and ("trl" in r) == writes and ("prompt" not in n or code == "checkpointing-prefix")
+    ]  # fmt: skip
+    return {plain(m) for r in same for m in r.get(who, [])}
+
+
 def table(results: dict[str, Any]) -> str:
-    usual = {who: {plain(m) for n, r in results.items() if n.startswith("clean") for m in r.get(who, [])} for who in ("trainer", "trl", "peft-doctor")}  # fmt: skip
     head = ("mistake", "tunekit", "HF Trainer", "TRL SFTTrainer", "peft-doctor")
     lines, hits = [head, tuple("---" for _ in head)], dict.fromkeys(head[1:], 0)
     for code in (c for c in CODES if c in results):
@@ -168,7 +177,7 @@ def table(results: dict[str, Any]) -> str:
             if who not in results[code]:
                 row.append("-")
                 continue
-            new = [m for m in results[code][who] if plain(m) not in usual[who]]
+            new = [m for m in results[code][who] if plain(m) not in usual(results, code, who)]
             text = next((m for m in new if m.startswith("stops")), new[0] if new else "silent")
             row.append(re.sub(r"\s+", " ", text)[:90].replace("|", "/"))
         for name, cell in zip(head[1:], row[1:], strict=True):
@@ -176,10 +185,10 @@ def table(results: dict[str, Any]) -> str:
         lines.append(tuple(row))
     tried = {n: sum(line[i + 1] != "-" for line in lines[2:]) for i, n in enumerate(head[1:])}
     lines.append(("says something", *(f"{hits[n]} of {tried[n]}" for n in head[1:])))
-    false = sum(len(r["tunekit"]) for n, r in results.items() if n.startswith("clean"))
-    lines.append(
-        ("on clean scripts", f"{false} findings", *(f"{len(usual[w])} kinds of message, not counted" for w in usual))
-    )
+    clean = {n: r for n, r in results.items() if n.startswith("clean")}
+    kinds = [len({plain(m) for r in clean.values() for m in r.get(w, [])}) for w in ("trainer", "trl", "peft-doctor")]
+    false = sum(len(r["tunekit"]) for r in clean.values())
+    lines.append(("on clean scripts", f"{false} findings", *(f"{n} kinds of message, not counted" for n in kinds)))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

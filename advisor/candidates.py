@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tunekit.advisor.variants import VARIANTS
-from tunekit.advisor.words import nameable, template, verbalizer
+from tunekit.advisor.words import nameable, templates, verbalizer
 from tunekit.contracts import Method, Objective
 from tunekit.discovery import everything, find, slugs
 from tunekit.errors import TunekitError, raise_all
 from tunekit.finding import Finding, error, nearest
-from tunekit.workload import Workload
+from tunekit.workload import ModelFacts, Workload
 
 PROMPTED_ROWS = 1000
 """Up to here the published comparisons of templates with a plain head were made."""
@@ -136,13 +137,24 @@ def _distilled(workload: Workload, asked: bool) -> Objective | None:
     return None if teacher is None else find("objective", "distillation")(teacher=teacher)
 
 
+def _speaks(model: ModelFacts) -> bool:
+    """Whether the checkpoint holds the head by which it says words, by the classes that its configuration names.
+
+    A body that was saved alone, as sentence encoders are, has lost it.
+    """
+    saved = model.config.get("architectures") or ()
+    return not saved or any(
+        re.search("MaskedLM|PreTraining|CausalLM|LMHead|ConditionalGeneration", name) for name in saved
+    )
+
+
 def _prompted(workload: Workload, asked: bool) -> Objective | None:
     """Words in the place of a mask, where the classes have names and the rows are few."""
     data = workload.data
     one_label = data.problem_type in (None, "single_label_classification")
     if workload.task.name != "sequence-classification" or not one_label or not nameable(data.label_names):
         return None
-    if not asked and data.num_examples > PROMPTED_ROWS:
+    if not asked and (data.num_examples > PROMPTED_ROWS or not _speaks(workload.model)):
         return None
-    settings: Mapping[str, Any] = {"templates": template(data), "verbalizer": verbalizer(data)}
+    settings: Mapping[str, Any] = {"templates": templates(data, workload.model.side), "verbalizer": verbalizer(data)}
     return find("objective", "prompt-learning")(**settings)

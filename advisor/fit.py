@@ -71,7 +71,8 @@ def fit(workload: Workload, plan: Plan, simulator: Simulator) -> Fitted:
         if reason is not None:
             refused = refused or reason
             continue
-        if shortest is not None and _frugal(staged) and _good(workload, shortest.plan):
+        # How long the way to the host's memory takes is not predicted, so it is only gone where nothing else fits.
+        if shortest is not None and (staged.offload or (_frugal(staged) and _good(workload, shortest.plan))):
             break
         last = staged
         if floor_bytes(workload, staged) > workload.hardware.memory_bytes:
@@ -99,6 +100,23 @@ def stages(workload: Workload, plan: Plan) -> Iterator[Plan]:
     for precision in _precisions(workload, plan):
         for sharding in _shardings(workload, plan, precision):
             yield plan.replace(**{**precision, "sharding": sharding})
+    yield from _offloaded(workload, plan)
+
+
+def _offloaded(workload: Workload, plan: Plan) -> Iterator[Plan]:
+    """The optimizer's state, then the weights too, in the host's memory: last, since the way there is slow.
+
+    Only where the host's memory is known to hold them: sixteen bytes a parameter that learns, and the weights.
+    """
+    devices, host = workload.hardware.total_devices, workload.hardware.host_memory_bytes
+    if devices == 1 or host is None or not plan.method.trains_base or plan.method.family != "full":
+        return
+    room, count = host * workload.hardware.num_machines, workload.model.num_parameters
+    kept = {"optim": "adamw_torch", "sharding": "zero3"}
+    if 16 * count < room:
+        yield plan.replace(**kept, offload="optimizer")
+    if 18 * count < room:
+        yield plan.replace(**kept, offload="parameters")
 
 
 def _precisions(workload: Workload, plan: Plan) -> Iterator[Mapping[str, Any]]:
@@ -143,7 +161,8 @@ def floor_bytes(workload: Workload, plan: Plan) -> float:
     if plan.method.family != "full":
         return weights
     gradients = size * count / (devices if plan.sharding in ("zero2", *_SHARDED_WEIGHTS) else 1)
-    moments = (2.0 if "8bit" in plan.optim else 2 * size) * count
+    moments = 0.0 if plan.offload else (2.0 if "8bit" in plan.optim else 2 * size) * count
+    weights = 0.0 if plan.offload == "parameters" else weights
     return weights + gradients + moments / (devices if plan.sharding not in (None, "ddp") else 1)
 
 
@@ -189,7 +208,7 @@ def _unbeaten(workload: Workload, plain: Fitted, simulator: Simulator) -> bool:
 
 def _frugal(plan: Plan) -> bool:
     """Whether the plan saves memory in a way that costs time."""
-    return plan.quantization is not None or "8bit" in plan.optim
+    return plan.quantization is not None or "8bit" in plan.optim or plan.offload is not None
 
 
 def _checkpointed(workload: Workload, plan: Plan) -> Plan:
@@ -219,7 +238,10 @@ def _some_batches(workload: Workload, plan: Plan, simulator: Simulator, to_beat:
     found = _first_that_fits(workload, possible, simulator)
     if workload.goal != "speed" and (found or to_beat or _beyond(screened[:2], memory)):
         return found
-    one = _tried(workload, _with_batch(plan, 1), simulator)
+    single = _with_batch(plan, 1)
+    if simulator.screen(workload, single).least_bytes > memory:
+        return found
+    one = _tried(workload, single, simulator)
     return _shorter(found, one if one.fits else None)
 
 

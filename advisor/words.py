@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from tunekit.workload import DataFacts
+from tunekit.workload import DataFacts, Side
 
 _CODE = re.compile(r"(label|class|category|intent|type|tag)?[\s_-]*\d+", re.IGNORECASE)
 _LONGEST = 3
@@ -44,22 +44,34 @@ def _vowelled(word: str) -> bool:
     return any(c in "AEIOUYaeiouy" for c in word)
 
 
-def template(data: DataFacts) -> tuple[str, ...]:
-    """Several phrasings: which one is best cannot be told beforehand, and an ensemble of them beats most single ones."""
+def templates(data: DataFacts, side: Side) -> tuple[str, ...]:
+    """Several phrasings: which one is best cannot be told beforehand, and an ensemble of them beats most single ones.
+
+    What writes from left to right answers at the end.
+
+    Example:
+        >>> templates(DataFacts(num_examples=9, label_names=("good", "bad")), "decoder")
+        ('{text} It was {mask}', '{text} In a word: {mask}', 'Text: {text} Answer: {mask}')
+    """
+    if data.infers and side == "encoder":
+        return ("{text} ? {mask}, {text_pair}", '"{text}" ? {mask}. "{text_pair}"', "{text} ? {mask}. {text_pair}")
     if data.infers:
-        return ("{text} ? {mask}, {text_pair}", '"{text}" ? {mask}. "{text_pair}"')
+        return ("{text} Does it follow that {text_pair} {mask}", "{text} {text_pair} True? {mask}")
     fields = "{text} {text_pair}" if "text_pair" in dict(data.columns) else "{text}"
-    return (f"{fields} It was {{mask}}.", f"{{mask}}: {fields}", f"{fields} This is about {{mask}}.")
+    if side == "encoder":
+        return (f"{fields} It was {{mask}}.", f"{{mask}}: {fields}", f"{fields} This is about {{mask}}.")
+    return (f"{fields} It was {{mask}}", f"{fields} In a word: {{mask}}", f"Text: {fields} Answer: {{mask}}")
 
 
-def verbalizer(data: DataFacts) -> dict[str, str]:
+def verbalizer(data: DataFacts) -> dict[str, tuple[str, ...]]:
     """Class to the word that stands for it.
 
     Example:
         >>> verbalizer(DataFacts(num_examples=9, label_names=("neg_review", "Good")))
-        {'neg_review': 'neg review', 'Good': 'good'}
+        {'neg_review': ('neg review',), 'Good': ('good',)}
         >>> verbalizer(DataFacts(num_examples=9, label_names=("entailment", "not_entailment")))
-        {'entailment': 'Yes', 'not_entailment': 'No'}
+        {'entailment': ('Yes',), 'not_entailment': ('No',)}
     """
     known = _INFERRED if data.infers else {}
-    return {n: next((w for k, w in known.items() if n.lower().startswith(k)), spoken(n)) for n in data.label_names}
+    said = {n: next((w for k, w in known.items() if n.lower().startswith(k)), spoken(n)) for n in data.label_names}
+    return {name: (word,) for name, word in said.items()}

@@ -123,6 +123,7 @@ TOP = (
     "tunekit.dry_run",
     "tunekit.reload",
     "tunekit.merging",
+    "tunekit.probing",
     "tunekit.cli",
     "tunekit.demo",
     "tunekit.__main__",

@@ -65,6 +65,7 @@ _WHERE = {
     "merge": "tunekit.merging",
     "optimizer": "tunekit.assemble",
     "prepare": "tunekit.attach",
+    "probe": "tunekit.probing",
     "reopen": "tunekit.run_folder",
     "run": "tunekit.assemble",
     "set_adapter": "tunekit.adapters",

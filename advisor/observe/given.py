@@ -109,6 +109,16 @@ def contradictions(given: Given, task: Task, model: ModelFacts) -> list[Finding]
                 "remove the repeated one",
             )
         )
+    if names is not None and len(names) == 1 and task.name == "sequence-classification":
+        faults.append(
+            error("given-labels-one", "one class in `label_names`", "there is nothing to tell apart", "name every class, or pass `num_labels=1` for regression")
+        )  # fmt: skip
+    if given.teacher is not None and given.teacher == model.name:
+        faults.append(
+            error("given-teacher-itself", f"`teacher={given.teacher!r}`", "that is the model itself, which it would learn nothing from", "name a larger model of the task, or leave it out")
+        )  # fmt: skip
+    if given.adapters is not None and len(set(given.adapters)) != len(given.adapters):
+        faults.append(error("given-adapters-twice", "`adapters` names one twice", "a fusion of an adapter with itself learns nothing", "name each once"))  # fmt: skip
     if (names or count is not None) and task.name not in ("sequence-classification", "token-classification"):
         faults.append(
             error("given-labels-task", f"`{'num_labels' if count is not None else 'label_names'}` with task {task}", "it has no classes", "leave it out, or set `task` to a classification")

@@ -33,7 +33,7 @@ def _prompted(num_examples: int, **more: str) -> tuple[Question, ...]:
     if "prompt-learning" not in slugs("objective"):
         return ()
     made = find("objective", "prompt-learning")(
-        templates=("{text} It was {mask}.",), verbalizer={"good": "good", "bad": "bad"}
+        templates=("{text} It was {mask}.",), verbalizer={"good": ("good",), "bad": ("bad",)}
     )
     return (example("full", num_examples=num_examples, objective=made, **more),)  # type: ignore[arg-type]
 

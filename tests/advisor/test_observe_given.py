@@ -98,6 +98,13 @@ def test_every_contradiction_is_named_at_once(encoder: ModelFacts) -> None:
     }  # fmt: skip
 
 
+def test_classes_teachers_and_adapters_that_say_nothing_are_refused(encoder: ModelFacts) -> None:
+    facts = given(num_examples=5, label_names=["a"], teacher=encoder.name, adapters=["x", "x"])
+    with pytest.raises(InvalidError) as e:
+        observe_data(encoder, None, "sequence-classification", None, facts)
+    assert set(e.value.codes) == {"given-labels-one", "given-teacher-itself", "given-adapters-twice"}
+
+
 def test_every_missing_fact_is_named_at_once(encoder: ModelFacts) -> None:
     with pytest.raises(InvalidError) as e:
         observe_data(encoder, None, "sequence-classification", None, given())

@@ -37,6 +37,9 @@ def answer(
         list[str] | None, typer.Option(help="Adapters for related tasks that are at hand; may be repeated.")
     ] = None,
     unlabelled: Annotated[int | None, typer.Option(help="Further rows without labels.")] = None,
+    probe: Annotated[
+        int | None, typer.Option(help="Settle a tie at the top: really train the tied plans for so many steps.")
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="Write the best plan here.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the advice as a page here, such as advice.html.")] = None,
     as_json: AsJson = False,
@@ -44,7 +47,7 @@ def answer(
 ) -> Answer:
     """Compare the methods for a model and data: predicted memory and time, reasons, best first.
 
-    Nothing is trained and no weights are read.
+    Nothing is trained and no weights are read, unless `--probe` asks for it.
 
     [dim]Example:[/dim] tunekit advise ./my-model rows.jsonl --hardware 24GB --save plan.yaml
     """
@@ -58,6 +61,10 @@ def answer(
         num_labels=num_labels, mean_tokens=mean_tokens, max_length=max_length, label_names=label_name or None,
         teacher=teacher, adapters=adapter or None, unlabelled=unlabelled,
     )  # fmt: skip
+    if probe is not None:
+        from tunekit.probing import probe as settle
+
+        advice, _ = settle(advice, steps=probe)
     saved = f"\n\nsaved {_save_best(advice, save)}; train it with `tunekit train {save}`" if save is not None else ""
     shown = f"\n\nwrote {_write_page(advice, report)}" if report is not None else ""
     return Answer(data=advice.to_dict(), text=lambda: f"{advice}{saved}{shown}")

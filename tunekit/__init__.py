@@ -128,6 +128,7 @@ if TYPE_CHECKING:
     from tunekit.merging import merge
     from tunekit.mixin import TrainerMixin
     from tunekit.plan import DataSpec, Plan
+    from tunekit.probing import probe
     from tunekit.run_folder import reopen
     from tunekit.starting import init
     from tunekit.student import make_student

@@ -16,6 +16,7 @@ from tunekit.discovery import find
 from tunekit.errors import InvalidError
 from tunekit.estimate import MemoryEstimate, TimeEstimate
 from tunekit.plan import Plan
+from tunekit.sharding import sharding_faults
 from tunekit.task import Task
 from tunekit.workload import Hardware, Workload
 
@@ -107,6 +108,17 @@ def test_several_devices_hold_whole_copies_first_and_share_when_they_must() -> N
     shared = fitted(Machine(static_gib=60, row_gib=0.1), devices=4, num_parameters=8 * 10**9)
     assert shared.plan.sharding == "zero3"
     assert shared.plan.quantization is None
+
+
+def test_the_hosts_memory_is_used_last_and_only_where_it_is_known_to_hold_the_state() -> None:
+    asked = workload(devices=4, num_parameters=8 * 10**9)
+    full = make_plan(asked, find("method", "full")())
+    roomy = dataclasses.replace(asked, hardware=dataclasses.replace(asked.hardware, host_memory_bytes=200 * GIB))
+    tight = dataclasses.replace(asked, hardware=dataclasses.replace(asked.hardware, host_memory_bytes=100 * GIB))
+    assert [p.offload for p in stages(roomy, full)][-3:] == [None, "optimizer", "parameters"]
+    assert {p.offload for p in stages(asked, full)} == {p.offload for p in stages(tight, full)} == {None}
+    assert {p.offload for p in stages(roomy, make_plan(roomy, find("method", "lora")()))} == {None}
+    assert [f for p in stages(roomy, full) for f in sharding_faults(p)] == []
 
 
 def test_the_goal_speed_looks_for_the_shortest_run_of_all_settings() -> None:

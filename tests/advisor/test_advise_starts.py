@@ -72,7 +72,7 @@ def slugs(advice: Advice) -> set[str]:
     return {e.slug for e in advice.ranked}
 
 
-@settings(max_examples=6)
+@settings(max_examples=2)
 @given(**QUESTIONS, gib=st.sampled_from([0.5, 0.6, 0.75, 1.0]))
 def test_more_memory_never_removes_a_plan_that_fitted(gib: float, **question: Any) -> None:
     few, many = asked(**question, gib=gib), asked(**question, gib=2 * gib)
@@ -83,7 +83,7 @@ def test_more_memory_never_removes_a_plan_that_fitted(gib: float, **question: An
         assert entry.memory.interval[1] <= (few if entry in few.ranked else many).workload.hardware.memory_bytes
 
 
-@settings(max_examples=6)
+@settings(max_examples=2)
 @given(**QUESTIONS, gib=st.sampled_from([0.5, 0.6, 0.75, 1.0]))
 def test_more_memory_never_makes_the_quickest_plan_slower(gib: float, **question: Any) -> None:
     few, many = asked(**question, gib=gib, goal="speed"), asked(**question, gib=2 * gib, goal="speed")
@@ -93,7 +93,7 @@ def test_more_memory_never_makes_the_quickest_plan_slower(gib: float, **question
     assert quickest[1] <= quickest[0] * (1 + 1e-9)
 
 
-@settings(max_examples=6)
+@settings(max_examples=2)
 @given(**{**QUESTIONS, "rows": st.integers(1, 10**5)}, more=st.sampled_from([2, 10]))
 def test_more_rows_never_remove_full_fine_tuning(more: int, **question: Any) -> None:
     few, many = asked(**question, gib=2), asked(**{**question, "rows": more * question["rows"]}, gib=2)

@@ -47,7 +47,7 @@ def test_names_that_mean_the_same_are_compared_once() -> None:
 
 
 def test_an_unknown_name_is_told_with_the_nearest() -> None:
-    with pytest.raises(InvalidError, match="did you mean `pissa`"):
+    with pytest.raises(InvalidError, match="Did you mean `pissa`"):
         advise(BERT, methods=["pisssa"], num_labels=2, **FEW)
     assert {"lora", "qlora", "distillation"} <= set(names())
 

@@ -124,7 +124,7 @@ def test_a_record_says_what_was_measured_before_any_correction() -> None:
 
 def test_what_cannot_be_the_same_workload_is_left_out() -> None:
     predicted = {"reserved_bytes": 240, "device_bytes": 300, "fidelity": "traced"}
-    assert calibration.from_record(record(predicted, {"reserved_bytes": 1000}, 5.0), "A10G") == ()
+    assert calibration.from_record(record(predicted, {"reserved_bytes": 1000}, 9.0), "A10G") == ()
     coarse = {**predicted, "fidelity": "coarse"}
     assert [m.what for m in calibration.from_record(record(coarse, {"reserved_bytes": 240}), "A10G")] == ["step"]
     assert calibration.from_record({**record(predicted, predicted), "status": "running"}, "A10G") == ()

@@ -28,7 +28,7 @@ _KEPT = 50
 """Measurements of a device and kind that are kept; older ones go."""
 _SLACK = 0.03
 """By how much a single run may differ from the next one of the same plan."""
-_BELIEVED = (0.5, 2.0)
+_BELIEVED = {"memory": (0.5, 2.0), "step": (0.2, 5.0)}
 """Ratios outside are another program on the device, or another workload than was described."""
 
 
@@ -135,7 +135,7 @@ def from_record(record: Mapping[str, Any], device: str, world_size: int = 1) -> 
     if duration and took and duration.get("fidelity") == "traced" and took["num_steps"] > 1:
         raw = duration["step_seconds"] / (duration.get("correction") or 1.0)
         found.append(Measurement(what="step", predicted=raw, measured=took["step_seconds"], **about))
-    return tuple(m for m in found if m.predicted > 0 and _BELIEVED[0] <= m.ratio <= _BELIEVED[1])
+    return tuple(m for m in found if m.predicted > 0 and _BELIEVED[m.what][0] <= m.ratio <= _BELIEVED[m.what][1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -60,6 +60,12 @@ def _text(data: dict[str, Any], new: tuple[Any, ...], known: tuple[Any, ...]) ->
         lines.append(
             f"{_figure(m.what, m.predicted)} predicted, {_figure(m.what, m.measured)} measured: x {m.ratio:.2f}"
         )
+    for what in ("memory", "step") if new else ():
+        if what not in {m.what for m in new}:
+            name = {"memory": "memory", "step": "the time of a step"}[what]
+            lines.append(
+                f"{name} is left out: too far from the prediction to be this plan alone; try on an idle device"
+            )
     for device in sorted({m.device for m in known}):
         for what in ("memory", "step"):
             found = calibration.correction(device, what)

@@ -11,6 +11,9 @@ import torch
 
 import tunekit
 import zoo
+from tunekit.advisor.observe.model import model_facts
+from tunekit.structure import head_modules, task_model
+from tunekit.task import Task
 
 if importlib.util.find_spec("bitsandbytes") is None:
     pytest.skip("needs bitsandbytes", allow_module_level=True)
@@ -32,6 +35,38 @@ def trainer(model: str, folder: Path, method: Any, task: str = "sequence-classif
 def packed(model: torch.nn.Module) -> list[str]:
     """Names of the layers whose weights are packed."""
     return [n for n, m in model.named_modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt")]
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_learns_on_a_four_bit_base_in_thirty_two_bits(
+    method: str, tiny_encoder: str, tmp_path: Path
+) -> None:
+    task = Task.named("sequence-classification")
+    refused = METHODS[method].supports(model_facts(tiny_encoder), task, quantization="nf4")
+    if refused is not None:
+        assert refused.fix
+        return
+    # IA3's factors make 32-bit values of 16-bit ones, which torch's layer norm on the CPU (2.13) refuses with 16-bit weights.
+    sixteen = {} if method == "ia3" else {"dtype": "bfloat16", "mixed_precision": "bf16"}
+    made = trainer(
+        tiny_encoder, tmp_path, METHODS[method], quantization="nf4", activation_checkpointing=True, **sixteen
+    )
+    model = made.model
+    assert packed(model), "nothing is quantised"
+    heads = head_modules(task_model(model), task)
+    assert not [n for n in packed(model) if any(head in n for head in heads)], (
+        "a new head is random: packed, it could not learn"
+    )
+    kept = {n: p for n, p in model.named_parameters() if not p.requires_grad and p.is_floating_point()}
+    assert any("embed" in n for n in kept)
+    assert {p.dtype for p in kept.values()} <= {torch.bfloat16, torch.float32}
+    learning = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in learning.values()} == {torch.float32}
+    assert any("classifier" in n for n in learning), "the head learns"
+    made.train()
+    changed = [n for n, p in model.named_parameters() if n in learning and not torch.equal(p, learning[n])]
+    inner = [n for n in changed if "classifier" not in n]
+    assert inner, "checkpointing cut the gradient to what is inside the base"
 
 
 @pytest.mark.parametrize(("quantization", "share"), [("nf4", 0.5), ("fp4", 0.5), ("int8", 1.0)])

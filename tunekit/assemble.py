@@ -98,6 +98,8 @@ def trainer(
         if prepared(model) is None:
             # Nobody else holds a model loaded here, so nobody will want it back.
             model = prepare(model, plan.method, form, reversible=not mine)
+            if plan.quantization is not None and plan.mixed_precision is not None:
+                _learn_in_32_bits(model)
     compute, preprocess = metrics(task, material.problem_type, material.label_names)
     cls = TunekitSeq2SeqTrainer if task.name == "seq2seq" else TunekitTrainer
     made = cls(
@@ -131,6 +133,15 @@ def _kept_columns(plan: Plan, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments, by which the host keeps columns that only an objective reads."""
     own = plan.objective is not None and plan.objective.own_rows
     return {"remove_unused_columns": False, **arguments} if own else arguments
+
+
+def _learn_in_32_bits(model: nn.Module) -> None:
+    """What learns beside a quantised base, a head or norms of the base's own 16 bits among it, keeps its small steps."""
+    import torch
+
+    for p in model.parameters():
+        if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16):
+            p.data = p.data.float()
 
 
 def _whole_batches(plan: Plan, rows: Any) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration, set_seed
 
 import zoo
@@ -62,3 +64,23 @@ def writer(task: str, folder: Path, tokenizer_of: str, wider: int = 2) -> str:
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer_of).save_pretrained(folder)
     return str(folder)
+
+
+class VocabularySized(TorchDispatchMode):
+    """Most numbers alive at once in tensors whose last dimension is the vocabulary, weights apart."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.alive, self.most = vocabulary, 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for t in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(t, torch.Tensor) and t.dim() and t.shape[-1] == self.vocabulary and t._base is None:
+                self.alive += t.numel()
+                self.most = max(self.most, self.alive)
+                weakref.finalize(t, self.free, t.numel())
+        return made
+
+    def free(self, size: int) -> None:
+        self.alive -= size

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from distilled import ROWS, batch_of, pair
-from torch.utils._python_dispatch import TorchDispatchMode
+from distilled import ROWS, VocabularySized, batch_of, pair
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tunekit
@@ -131,27 +129,8 @@ def test_vocabularies_padded_to_different_sizes_are_compared_in_what_both_have()
     assert got.item() == pytest.approx(want.item(), rel=1e-6)
 
 
-class VocabularySized(TorchDispatchMode):
-    """Most numbers alive at once in tensors whose last dimension is the vocabulary, weights apart."""
-
-    def __init__(self, vocabulary: int) -> None:
-        super().__init__()
-        self.vocabulary, self.alive, self.most = vocabulary, 0, 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for t in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(t, torch.Tensor) and t.dim() and t.shape[-1] == self.vocabulary and t._base is None:
-                self.alive += t.numel()
-                self.most = max(self.most, self.alive)
-                weakref.finalize(t, self.free, t.numel())
-        return made
-
-    def free(self, size: int) -> None:
-        self.alive -= size
-
-
-def test_what_is_as_wide_as_the_vocabulary_does_not_grow_with_the_length() -> None:
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_is_as_wide_as_the_vocabulary_does_not_grow_with_the_length(cached: bool) -> None:
     config = LlamaConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=997
     )
@@ -159,9 +138,16 @@ def test_what_is_as_wide_as_the_vocabulary_does_not_grow_with_the_length() -> No
 
     def most(length: int, at_once: int = 32) -> int:
         ids = torch.randint(0, 997, (2, length))
-        objective = Distillation(positions_at_once=at_once).taught_by(teacher)
+        objective = Distillation(positions_at_once=at_once, cache="unused" if cached else None).taught_by(teacher)
+        batch = {"input_ids": ids, "labels": ids}
+        if cached:
+            answered = {
+                "teacher_ids": ids[..., None].expand(-1, -1, 8),
+                "teacher_logs": torch.full((2, length, 8), -3.0),
+            }
+            batch |= {**answered, "teacher_tail": torch.full((2, length), -1.0)}
         with VocabularySized(997) as seen:
-            objective.loss(student, {"input_ids": ids, "labels": ids})[0].backward()
+            objective.loss(student, batch)[0].backward()
         return seen.most
 
     assert most(512) == most(64)

@@ -201,11 +201,10 @@ def _inside(
     if d.hidden_weight:
         maps = projection_of(d, model, teacher)
         found = d.hidden_weight * _features.hidden_rows(mine, theirs, d.layer_map, d.hidden_loss, maps)
-    if d.attention_weight:
+    if d.attention_weight and all(stack.attention for stack in (*mine, *theirs)):  # `ready` refuses other kernels
         attention = d.attention_weight * _features.attention_rows(mine, theirs, d.layer_map)
         found = attention if found is None else found + attention
-    assert found is not None
-    return found.reshape(rows, -1).mean(1)
+    return mine[0].mask.new_zeros(rows).float() if found is None else found.reshape(rows, -1).mean(1)
 
 
 def _without_insides(outputs: Any) -> Any:

@@ -115,6 +115,7 @@ def measure(folder: Path, steps: int) -> dict[str, Any]:
     for t in trainers.values():
         t.create_optimizer_and_scheduler(steps)
         t.model.train()
+        t.current_gradient_accumulation_steps = 1
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     losses: dict[str, list[float]] = {name: [] for name in trainers}
     for i in range(steps):

@@ -212,6 +212,11 @@ class Distillation(Objective):
             overwrite=overwrite, only_size=only_size,
         )  # fmt: skip
 
+    def num_items(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """Rows of question answering, which has no labels that the host could count; None for the other tasks."""
+        places = inputs.get("start_positions")
+        return None if places is None else places.new_tensor(places.numel())
+
     def beside(self, model: nn.Module) -> tuple[nn.Module, ...]:
         """The teacher and, on weightless tensors, the projection, which the model itself holds otherwise."""
         from tunekit.objectives._live import on_meta

@@ -142,7 +142,7 @@ def test_training_from_the_cache_is_training_with_the_teacher_and_loads_none(
     assert online[-1] < 0.95 * online[0]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_classifier_learns_from_the_cache_as_from_its_teacher(
     tiny_encoder: str, tmp_path: Path, accumulation: int
 ) -> None:
@@ -273,7 +273,7 @@ def test_settings_that_exclude_each_other_and_plans_without_a_cache_are_refused(
 
 
 # ---------------------------------------------------------------- what a teacher writes
-@pytest.mark.parametrize("task", ["causal-lm", "seq2seq"])
+@pytest.mark.parametrize("task", ["causal-lm", pytest.param("seq2seq", marks=pytest.mark.slow)])
 def test_a_student_learns_the_texts_that_its_teacher_writes(
     task: str, tiny_decoder: str, tiny_seq2seq: str, tmp_path: Path
 ) -> None:

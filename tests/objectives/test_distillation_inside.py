@@ -206,7 +206,10 @@ def plan_of(model: str, teacher: str, folder: Path, method: Any, **values: Any) 
 METHODS = {"full": Full(), "lora": Lora(r=4), "bitfit": BitFit(), "partial": Partial(last_layers=1), "prompt": PromptTuning(num_virtual_tokens=4)}  # fmt: skip
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+SLOW = ("bitfit", "partial", "prompt")
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, id=n, marks=[pytest.mark.slow] * (n in SLOW)) for n, m in METHODS.items()])  # fmt: skip
 def test_the_projection_learns_is_resumed_bit_for_bit_and_is_not_shipped(
     method: Any, tiny_encoder: str, wide: str, tmp_path: Path
 ) -> None:

@@ -33,7 +33,9 @@ def adapted(tiny_encoder: str, folder: Path, method: Any) -> Path:
     return folder / "adapter"
 
 
-@pytest.mark.parametrize("method", [Lora(r=4), BottleneckAdapter()], ids=["peft", "ours"])
+@pytest.mark.parametrize(
+    "method", [Lora(r=4), pytest.param(BottleneckAdapter(), marks=pytest.mark.slow)], ids=["peft", "ours"]
+)
 def test_a_teacher_brings_its_own_adapter_live_and_into_a_cache(method: Any, tiny_encoder: str, tmp_path: Path) -> None:
     adapter = adapted(tiny_encoder, tmp_path, method)
     settings = {"teacher": tiny_encoder, "teacher_adapter": str(adapter), "hard_weight": 0.0}

@@ -140,27 +140,6 @@ class TrainerMixin:
             average_gradients(inner)
         return loss
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """The host's count, or the objective's own where it has one."""
-        counts = [self.learning_objective.num_items(batch) for batch in batch_samples]
-        known = [c for c in counts if c is not None]
-        if not known or len(known) < len(counts):
-            return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
-        total = torch.stack(known).sum().to(device)
-        shared = self.args.average_tokens_across_devices and self.args.world_size > 1  # type: ignore[attr-defined]
-        return self.accelerator.gather(total).sum() if shared else total  # type: ignore[attr-defined]
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None, **kwargs: Any
-    ) -> tuple[Any, Any, Any]:  # fmt: skip
-        """The host's; rows without labels are answered by the objective."""
-        if not self.learning_objective.own_rows or "labels" in inputs:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)  # type: ignore[misc]
-        inputs = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
-        with torch.no_grad(), self.compute_loss_context_manager():  # type: ignore[attr-defined]
-            logits = self.learning_objective.answer(model, inputs)["logits"]
-        return None, None if prediction_loss_only else logits.detach(), None
-
     def _sharded(self) -> bool:
         return str(self.accelerator.distributed_type).endswith(("DEEPSPEED", "FSDP", "MEGATRON_LM"))  # type: ignore[attr-defined]
 

@@ -78,6 +78,22 @@ def tiny_classifier(tiny_encoder: str) -> str:
 
 
 @pytest.fixture(scope="session")
+def tiny_masked(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a BERT of two layers without dropout that fills in blanks."""
+    from transformers import BertConfig, BertForMaskedLM, set_seed
+
+    set_seed(0)
+    folder = tmp_path_factory.mktemp("masked")
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=160,
+        max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(folder)
+    make_tokenizer(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def tiny_decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a Llama of two layers."""
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed

@@ -51,6 +51,7 @@ _WHERE = {
     "add_weighted_adapter": "tunekit.adapters",
     "advise": "tunekit.assemble",
     "calibrate": "tunekit.calibrating",
+    "calibrate_prompt": "tunekit.prompting",
     "check": "tunekit.checking",
     "collator": "tunekit.assemble",
     "delete_adapter": "tunekit.adapters",
@@ -66,8 +67,11 @@ _WHERE = {
     "optimizer": "tunekit.assemble",
     "prepare": "tunekit.attach",
     "probe": "tunekit.probing",
+    "prompt_scores": "tunekit.prompting",
     "reopen": "tunekit.run_folder",
     "run": "tunekit.assemble",
+    "search_label_words": "tunekit.prompting",
+    "self_train": "tunekit.self_training",
     "set_adapter": "tunekit.adapters",
     "teach": "tunekit.teaching",
     "trainer": "tunekit.assemble",
@@ -129,7 +133,9 @@ if TYPE_CHECKING:
     from tunekit.mixin import TrainerMixin
     from tunekit.plan import DataSpec, Plan
     from tunekit.probing import probe
+    from tunekit.prompting import calibrate_prompt, prompt_scores, search_label_words
     from tunekit.run_folder import reopen
+    from tunekit.self_training import self_train
     from tunekit.starting import init
     from tunekit.student import make_student
     from tunekit.task import Task

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tunekit.errors import InvalidError
-from tunekit.finding import Finding, error
-from tunekit.task import Task
+from tunekit.finding import Finding, error, nearest
+from tunekit.task import TASKS, Task
 
 if TYPE_CHECKING:
     from tunekit.plan import Plan
@@ -75,7 +75,9 @@ def _out_of_range(name: str, value: Any, why: str, fix: str) -> Finding:
 
 def _task_faults(name: str) -> list[Finding]:
     try:
-        Task.named(name)
+        if (task := Task.named(name)) not in TASKS:
+            why, fix = "a model has this form, no plan does", nearest(name, [t.name for t in TASKS])
+            return [error("task-unknown", f"task '{task}'", why, fix)]
     except InvalidError as e:
         return list(e.findings)
     return []

@@ -43,12 +43,12 @@ class Task:
 
     @staticmethod
     def named(name: str) -> Task:
-        """The task of this name.
+        """The task (or other form that a model is built in) of this name.
 
         Raises:
             InvalidError: `task-unknown`, naming the nearest.
         """
-        for task in TASKS:
+        for task in FORMS:
             if task.name == name:
                 return task
         ours = _ALSO_CALLED.get(re.sub(r"[\W_]+", "-", str(name)).lower())

@@ -76,14 +76,14 @@ class PromptLearning(Objective):
     take three or more. For decoders the mask comes last; for seq2seq models a mask within the text is T5's `<extra_id_0>`."""
     verbalizer: Mapping[str, tuple[str, ...]]
     """The label words of each class, by the class's name in the data. Natural words that would really stand in the blank: where
-    there are none (grammaticality, question types), an ordinary head is better."""
+    there are none (is a sentence grammatical?), an ordinary head may be better."""
     demonstrations: int = 0
     """So many labelled training rows of each class are shown before every row, drawn anew for each (LM-BFF takes 1)."""
     separator: str = "\n\n"
     """Stands between demonstrations."""
     masked_lm_weight: float = 0.0
-    """The share of an ordinary masked-LM loss on 15 % of the texts' tokens, against forgetting, for encoders. PET's 1e-4
-    (with its loss some thousand times larger than ours) helped with about ten rows only; 0.1 is a start here."""
+    """The share of an ordinary masked-LM loss on 15 % of the texts' tokens, against forgetting, for encoders. PET's authors use
+    one with about ten rows only, at a weight of 1e-4."""
     prior: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """By class the log-probability without content, one a template, which is taken off (contextual calibration, Zhao et al.
     2021); made by `tunekit.calibrate_prompt`. For answers without training."""

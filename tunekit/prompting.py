@@ -206,7 +206,12 @@ def _whole_words(tokenizer: Any, ids: Any, templates: Sequence[str], side: Any) 
 
 
 def plain_field(name: str, columns: Mapping[str, str] | None) -> str:
-    """The data's column for a template's field."""
+    """The data's column for a template's field.
+
+    Example:
+        >>> plain_field("text", {"text": "sentence"}), plain_field("title", None)
+        ('sentence', 'title')
+    """
     return (columns or {}).get(name, name)
 
 

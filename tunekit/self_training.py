@@ -65,7 +65,12 @@ def self_train(
         Schick, Schuetze, "Exploiting Cloze Questions for Few Shot Text Classification and Natural Language Inference", 2021.
 
     Example:
-        >>> trainer = tunekit.self_train(plan, few_rows, many_rows, generations=3)                 # doctest: +SKIP
+        >>> import tunekit
+        >>> plan = tunekit.Plan(model="./bert", task="sequence-classification", method=tunekit.methods.Full())
+        >>> tunekit.self_train(plan, few_rows := [], many_rows := [], generations=3)
+        Traceback (most recent call last):
+        ...
+        tunekit.errors.UnsupportedError: [self-train-objective] self-training with `objective: null`: ...
     """
     raise_all(_faults(plan, generations, growth, temperature), UnsupportedError)
     objective = plan.objective

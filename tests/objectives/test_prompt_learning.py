@@ -241,7 +241,12 @@ METHODS = {"full": Full(), "lora": Lora(r=4), "prompt-tuning": PromptTuning(num_
 def test_every_side_learns_reports_accuracy_and_reloads(method: str, side: str, folder_of: Any, tmp_path: Path) -> None:
     objective = prompt(side, masked_lm_weight=0.1 if side == "encoder" and method == "full" else 0.0)
     plan = a_plan(folder_of(side), objective, tmp_path / "run", method=METHODS[method])
-    plan = plan.replace(**{"lora": {"learning_rate": 2e-2}, "prompt-tuning": {"max_steps": 2}}.get(method, {}))
+    plan = plan.replace(
+        **{
+            "lora": {"learning_rate": 1e-2, "warmup": 0.1} if side == "encoder" else {"learning_rate": 2e-2},
+            "prompt-tuning": {"max_steps": 2},
+        }.get(method, {})
+    )
     trainer = tunekit.trainer(plan, train_dataset=ROWS, eval_dataset=ROWS[:8], logging_steps=4, disable_tqdm=True)
     trainer.train()
     after = trainer.evaluate()

@@ -37,8 +37,9 @@ def prompt_scores(
     max_length: int | None = None,
     batch_size: int = 16,
 ) -> torch.Tensor:
-    """Log-probabilities of the classes for rows, (rows, classes) in the verbalizer's order, on the host: zero-shot before
-    training, the model's answers after it.
+    """Log-probabilities of the classes for rows: zero-shot before training, the model's answers after it.
+
+    (rows, classes) in the verbalizer's order, on the host.
 
     Args:
         model: A masked, causal or seq2seq language model, with or without a method on it.

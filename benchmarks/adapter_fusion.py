@@ -1,18 +1,19 @@
 """Two stages on real rows with the pretrained MiniLM: one adapter a source task, then a target task with few rows.
 
-    python benchmarks/adapter_fusion.py --data ../shared/data          about half an hour on two cores
+    python benchmarks/adapter_fusion.py --data ../shared/data          half an hour of one core; goes on where it stopped
     python benchmarks/adapter_fusion.py --source-rows 200 --epochs 2 --seeds 1      a look at how it runs
 
 Stage one trains an adapter on each of sst2, trec and sick (kept in benchmarks/out/adapter_fusion, trained once). Stage two
 learns the target, 200 rows of 20 of banking77's intents, by full fine-tuning, LoRA, one new adapter, and a fusion of the
 three, each at its own recipe's rate with the same epochs, over several seeds; the rows are the same in all of them. Prints
-the test accuracy, whichever wins, and how much the fusion listened to each adapter in each layer.
+the test accuracy, whichever wins, and how much the fusion listened to each adapter in each layer. Every run is written to
+benchmarks/results/adapter_fusion.json when it is done and not repeated (`--again` repeats them). `--split validation`
+scores on the validation rows, for choosing a setting, and `--rate METHOD=RATE` sets one; what was scored so is kept apart.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import logging
 import os
@@ -28,12 +29,13 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "benchmarks" / "out" / "adapter_fusion"
-RESULTS = ROOT / "benchmarks" / "results" / "adapter_fusion.csv"
-FIELDS = ("target", "rows", "epochs", "method", "seed", "accuracy", "trainable", "learning_rate", "seconds")
+RESULTS = ROOT / "benchmarks" / "results" / "adapter_fusion.json"
+SAME = ("target", "rows", "epochs", "sources", "split", "method", "seed", "learning_rate")
+"""What tells one run from another."""
 TASK = "sequence-classification"
 PLAIN = {"text": "text", "label": "label"}
 SOURCES = {"sst2": PLAIN, "trec": PLAIN, "sick": {"text": "premise", "text_pair": "hypothesis", "label": "label"}}
-TARGET, INTENTS, TEST_ROWS = "banking77", 20, 500
+TARGET, INTENTS, TEST_ROWS = "banking77", 20, 400
 
 
 def rows(data: Path, name: str, split: str, columns: dict[str, str], count: int) -> list[dict[str, Any]]:
@@ -66,7 +68,7 @@ def plans(train: list[dict[str, Any]], columns: dict[str, str], adapters: tuple[
 
 
 def trained(plan: Any, train: Any, test: Any, seed: int, epochs: float, folder: str) -> tuple[Any, float]:
-    """A trainer that has trained, and the seconds that it took."""
+    """A trainer that has trained, and the processor's seconds that it took, on all cores together."""
     from transformers import ProgressCallback
 
     import tunekit
@@ -76,17 +78,20 @@ def trained(plan: Any, train: Any, test: Any, seed: int, epochs: float, folder: 
     trainer.args.eval_strategy = trainer.args.save_strategy = "no"
     trainer.args.load_best_model_at_end = False
     trainer.remove_callback(ProgressCallback)
-    start = time.perf_counter()
+    start = time.process_time()
     trainer.train()
-    return trainer, time.perf_counter() - start
+    return trainer, time.process_time() - start
 
 
-def source_adapters(asked: argparse.Namespace) -> tuple[str, ...]:
+def source_folder(asked: argparse.Namespace, name: str) -> Path:
+    """Where the adapter of a source task is kept."""
+    return OUT / f"{asked.source_rows}-{asked.source_epochs:g}" / name
+
+
+def train_sources(asked: argparse.Namespace, kept: dict[str, Any]) -> None:
     """Stage one: an adapter a source task, trained where it is not there yet."""
-    folders = []
     for name, columns in SOURCES.items():
-        folder = OUT / f"{name}-{asked.source_rows}-{asked.source_epochs:g}"
-        folders.append(str(folder))
+        folder = source_folder(asked, name)
         if (folder / "tunekit.json").is_file():
             continue
         train = rows(asked.data, name, "train", columns, asked.source_rows)
@@ -94,81 +99,105 @@ def source_adapters(asked: argparse.Namespace) -> tuple[str, ...]:
         with TemporaryDirectory() as scratch:
             plan = plans(train, columns)["bottleneck-adapter"]
             trainer, seconds = trained(plan, train, test, 1, asked.source_epochs, f"{scratch}/run")
-            accuracy = trainer.evaluate()["eval_accuracy"]
+            accuracy = round(trainer.evaluate()["eval_accuracy"], 4)
             trainer.model.save_pretrained(folder)
+        named = {"task": name, "rows": len(train), "epochs": asked.source_epochs}
+        kept["sources"] = [s for s in kept["sources"] if any(s[k] != v for k, v in named.items())]
+        kept["sources"].append({**named, "accuracy": accuracy, "cpu_seconds": round(seconds, 1)})
+        keep(kept)
         print(f"adapter of {name}: {len(train)} rows, accuracy {accuracy:.3f} in {seconds:.0f} s", flush=True)
-    return tuple(folders)
 
 
-def shares(trainer: Any) -> dict[str, tuple[float, ...]]:
-    """How much the fusion takes from each adapter in each layer, over the test rows."""
+def keep(kept: dict[str, Any]) -> None:
+    """Writes what is known so far, whole or not at all."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    aside = RESULTS.with_suffix(".part")
+    aside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    aside.replace(RESULTS)
+
+
+def one_run(asked: argparse.Namespace, plan: Any, train: Any, test: Any, named: dict[str, Any]) -> dict[str, Any]:
+    """Stage two with one method and seed."""
+    with TemporaryDirectory() as folder:
+        trainer, seconds = trained(plan, train, test, named["seed"], asked.epochs, f"{folder}/run")
+        accuracy = round(trainer.evaluate()["eval_accuracy"], 4)
+    learnt = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    told = {**named, "accuracy": accuracy, "trainable": learnt, "cpu_seconds": round(seconds, 1)}
+    return {**told, "shares": shares(trainer)} if named["method"] == "adapter-fusion" else told
+
+
+def shares(trainer: Any) -> dict[str, list[float]]:
+    """How much the fusion takes from each adapter in each layer, over a batch of test rows."""
     from tunekit.fusion import mean_weights
 
     batch = next(iter(trainer.get_eval_dataloader()))
-    return mean_weights(
-        trainer.model, {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "token_type_ids")}
-    )
+    inputs = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "token_type_ids")}
+    return {name: [round(x, 4) for x in found] for name, found in mean_weights(trainer.model, inputs).items()}
 
 
-def table(found: list[dict[str, Any]], listened: list[dict[str, tuple[float, ...]]], names: tuple[str, ...]) -> str:
+def table(found: list[dict[str, Any]]) -> str:
     """The methods, the best first; then the fusion's shares."""
-    lines = [f"{'method':20}{'accuracy':>10}{'by seed':>26}{'trains':>12}{'seconds':>9}"]
+    lines = [f"{'method':20}{'accuracy':>10}{'by seed':>26}{'trains':>12}{'CPU s':>8}"]
     methods = {r["method"] for r in found}
     runs = {m: [r for r in found if r["method"] == m] for m in methods}
     mean = {m: statistics.fmean(r["accuracy"] for r in rs) for m, rs in runs.items()}
     for m in sorted(mean, key=lambda m: -mean[m]):
         each = " ".join(f"{r['accuracy']:.3f}" for r in runs[m])
-        seconds = statistics.fmean(r["seconds"] for r in runs[m])
-        lines.append(f"{m:20}{mean[m]:10.3f}{each:>26}{runs[m][0]['trainable']:12,}{seconds:9.1f}")
+        seconds = statistics.fmean(r["cpu_seconds"] for r in runs[m])
+        lines.append(f"{m:20}{mean[m]:10.3f}{each:>26}{runs[m][0]['trainable']:12,}{seconds:8.0f}")
+    listened = [r["shares"] for r in found if "shares" in r]
     if listened:
-        lines += ["", f"{'fusion listens to':40}" + "".join(f"{n:>12}" for n in names)]
+        lines += ["", f"{'fusion listens to':40}" + "".join(f"{n:>12}" for n in SOURCES)]
         for layer in listened[0]:
-            means = [statistics.fmean(one[layer][i] for one in listened) for i in range(len(names))]
+            means = [statistics.fmean(one[layer][i] for one in listened) for i in range(len(SOURCES))]
             lines.append(f"{layer:40}" + "".join(f"{m:12.2f}" for m in means))
     return "\n".join(lines)
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--source-rows", type=int, default=1500)
+    parser.add_argument("--source-rows", type=int, default=600)
     parser.add_argument("--source-epochs", type=float, default=3)
     parser.add_argument("--rows", type=int, default=200)
-    parser.add_argument("--epochs", type=float, default=20)
+    parser.add_argument("--epochs", type=float, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="*", default=["full", "lora", "bottleneck-adapter", "adapter-fusion"])
-    asked = parser.parse_args()
+    parser.add_argument("--rate", nargs="*", default=[], metavar="METHOD=RATE")
+    parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--again", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = arguments()
     if not asked.data.is_dir():
         print(f"skipped: {asked.data} is no folder; pass --data")
         return
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    adapters = source_adapters(asked)
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"sources": [], "runs": []}
+    train_sources(asked, kept)
     train = rows(asked.data, TARGET, "train", PLAIN, asked.rows)
-    test = rows(asked.data, TARGET, "test", PLAIN, TEST_ROWS)
-    wanted = plans(train, PLAIN, adapters)
-    found: list[dict[str, Any]] = []
-    listened = []
-    for method in asked.methods:
-        for seed in range(1, asked.seeds + 1):
-            with TemporaryDirectory() as folder:
-                trainer, seconds = trained(wanted[method], train, test, seed, asked.epochs, f"{folder}/run")
-                accuracy = round(trainer.evaluate()["eval_accuracy"], 4)
-            if method == "adapter-fusion":
-                listened.append(shares(trainer))
-            learnt = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-            found.append({
-                "target": TARGET, "rows": len(train), "epochs": asked.epochs, "method": method, "seed": seed, "accuracy": accuracy,
-                "trainable": learnt, "learning_rate": wanted[method].learning_rate, "seconds": round(seconds, 1),
-            })  # fmt: skip
-            print(f"{method} seed {seed}: {accuracy:.3f} in {seconds:.0f} s", flush=True)
-    print("\n" + table(found, listened, wanted["adapter-fusion"].method.names))
-    if asked.seeds >= 3 and asked.epochs >= 10:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(found)
+    test = rows(asked.data, TARGET, asked.split, PLAIN, TEST_ROWS)
+    wanted = plans(train, PLAIN, tuple(str(source_folder(asked, name)) for name in SOURCES))
+    rates = {m: float(r) for m, _, r in (given.partition("=") for given in asked.rate)}
+    shown = []
+    for seed in range(1, asked.seeds + 1):
+        for method in asked.methods:
+            plan = wanted[method].replace(learning_rate=rates.get(method, wanted[method].learning_rate))
+            sources = f"{asked.source_rows} rows, {asked.source_epochs:g} epochs"
+            named = dict(zip(SAME, (TARGET, len(train), asked.epochs, sources, asked.split, method, seed, plan.learning_rate), strict=True))  # fmt: skip
+            done = [r for r in kept["runs"] if all(r[k] == v for k, v in named.items())]
+            if not done or asked.again:
+                kept["runs"] = [r for r in kept["runs"] if r not in done]
+                done = [one_run(asked, plan, train, test, named)]
+                kept["runs"] += done
+                keep(kept)
+                print(f"{method} seed {seed}: {done[0]['accuracy']:.3f} in {done[0]['cpu_seconds']:.0f} s", flush=True)
+            shown += done
+    print("\n" + table(shown))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tunekit.callbacks import _facts
+from tunekit.callbacks import _facts, _fusion
 from tunekit.callbacks._peak import PeakMemory
 from tunekit.callbacks._steps import StepClock
 from tunekit.estimate import MemoryEstimate, TimeEstimate
@@ -24,7 +24,8 @@ class RunRecord(TrainerCallback):
     """Writes `record.json`: plan, versions, rows, losses and metrics by step, predicted and measured memory and time.
 
     The first process writes it, whole or not at all, at every save and at the end of training, and again when the
-    Trainer evaluates afterwards. It holds no host name; the home folder is written as `~`.
+    Trainer evaluates afterwards. It holds no host name; the home folder is written as `~`. Of an `AdapterFusion` it holds
+    how much each layer listens to each adapter at the end.
 
     Args:
         folder: Where to; None: the Trainer's `output_dir`.
@@ -144,6 +145,11 @@ class RunRecord(TrainerCallback):
         if self._peak is not None:
             self._peak.stop()
         self._measure(args, state)
+        # On all ranks: a model in pieces only runs when all of them run it.
+        loaders = [kwargs.get("eval_dataloader"), kwargs.get("train_dataloader")]
+        loader, model = next((x for x in loaders if x is not None), None), kwargs.get("model")
+        if model is not None and (read := _fusion.shares(model, loader, args.per_device_eval_batch_size)):
+            self._record["fusion"] = read
         self._record["status"] = "finished"
         self._write(state)
 

@@ -110,7 +110,7 @@ ROWS: dict[str, set[str]] = {
     "tunekit.checkpoint": NOUNS,
     "tunekit.out_of_memory": NOUNS,
     "tunekit.saving": {*NOUNS, "tunekit.checkpoint"},
-    "tunekit.callbacks": {*NOUNS, "tunekit.preflight", "tunekit.checkpoint"},
+    "tunekit.callbacks": {*NOUNS, "tunekit.preflight", "tunekit.checkpoint", "tunekit.fusion"},
 }
 """A module, or the package it lies in, to what it may import, private modules beside it apart; the longest name counts."""
 

@@ -55,17 +55,22 @@ class Bottleneck(nn.Module):
             self.scaling = nn.Parameter(torch.ones(learnt[config.scaling], **kind))
         initialise(self)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What is added to the stream, before the adapter's last norm; (..., width) like `x`."""
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """What is added to the stream, or its sum with `residual` in the residual's type; (..., width) like `x`."""
         hidden = x if self.norm_before is None else self.norm_before(x)
-        out = self.up(self.act(self.down(hidden)))
+        out, factor = self.up(self.act(self.down(hidden))), 1.0
         if isinstance(self.scaling, nn.Parameter):
             out = out * self.scaling.to(out.dtype)
-        elif self.scaling != 1.0:
-            out = out * self.scaling
+        else:
+            factor = self.scaling
         if self.dropout.p:
             out = self.dropout(out)
-        return out if self.norm_after is None else self.norm_after(out)
+        if self.norm_after is not None:
+            out, factor = self.norm_after(out if factor == 1.0 else out * factor), 1.0
+        if residual is None:
+            return out if factor == 1.0 else out * factor
+        # The factor goes with the sum: one pass over the stream less.
+        return torch.add(residual, out.to(residual.dtype), alpha=factor)
 
 
 def activation(name: str) -> nn.Module:
@@ -94,8 +99,9 @@ def initialise(adapter: Bottleneck) -> None:
 class Site(nn.Module):
     """The adapters after one sublayer, and which of them are active.
 
-    The sublayer's own modules are watched by hooks: the first one that sees the stream, the one whose output is added
-    to it, and the norm after the sum where there is one. The hooks hold this object and nothing of the model's names.
+    The sublayer's own modules are watched by hooks, as far as the active adapters need it: the first one that sees the
+    stream, the one whose output is added to it, and the norm after the sum where there is one. The hooks hold this
+    object and nothing of the model's names.
     """
 
     def __init__(self, at: Sublayer, norm: nn.Module | None) -> None:
@@ -140,17 +146,13 @@ class Site(nn.Module):
 
 
 def _remember(site: Site, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Before the sublayer's first module: the stream as it comes in, for the adapters that need it."""
-    if any(c.config.is_parallel or c.config.original_ln_before for c in site.chosen()):
-        site.stream = args[0] if args else next(iter(kwargs.values()))
+    """Before the sublayer's first module: the stream as it comes in."""
+    site.stream = args[0] if args else next(iter(kwargs.values()))
 
 
 def _after(site: Site, module: nn.Module, args: Any, output: Any) -> Any:
     """After the sublayer's last module: adds to its output."""
     chosen = site.chosen()
-    if not chosen or site.reads_sum(chosen):
-        site.stream = None
-        return None
     out = output[0] if isinstance(output, tuple) else output
     if site.fusion is not None:
         read, residual = site.read(chosen[-1].config, out)
@@ -158,25 +160,26 @@ def _after(site: Site, module: nn.Module, args: Any, output: Any) -> Any:
     else:
         for adapter in chosen:
             read, residual = site.read(adapter.config, out)
-            out = residual + adapter(read).to(residual.dtype)
+            out = adapter(read, residual)
     site.stream = None
     return (out, *output[1:]) if isinstance(output, tuple) else out
 
 
 def _before_norm(site: Site, module: nn.Module, args: tuple[Any, ...]) -> Any:
     """Before the norm of the sum: adds to the sum what the adapters make of its norm."""
-    chosen = site.chosen()
-    if not chosen or site.inside or not site.reads_sum(chosen):
+    if site.inside:
         return None
-    total = args[0]
+    chosen, total = site.chosen(), args[0]
     for step in [chosen] if site.fusion is not None else [[c] for c in chosen]:
         site.inside = True
         try:
             read = module(total)
         finally:
             site.inside = False
-        made = [adapter(read) for adapter in step]
-        total = total + (made[0] if site.fusion is None else site.fusion(read, made)).to(total.dtype)
+        if site.fusion is None:
+            total = step[0](read, total)
+        else:
+            total = total + site.fusion(read, [adapter(read) for adapter in step]).to(total.dtype)
     return (total, *args[1:])
 
 
@@ -190,10 +193,6 @@ def put_sites(model: nn.Module, where: tuple[Sublayer, ...]) -> None:
         norm = None if at.norm is None else model.get_submodule(at.norm)
         site = Site(at, norm)
         block._modules[CHILD][at.location] = site
-        model.get_submodule(at.entry).register_forward_pre_hook(partial(_remember, site), with_kwargs=True)
-        model.get_submodule(at.exit).register_forward_hook(partial(_after, site))
-        if norm is not None:
-            norm.register_forward_pre_hook(partial(_before_norm, site))
 
 
 def sites(model: nn.Module) -> Iterator[Site]:
@@ -238,6 +237,28 @@ def activate(model: nn.Module, *names: str) -> None:
     """Makes these adapters active, one after the other, and no others."""
     for site in sites(model):
         site.active = names
+        _watch(model, site)
+
+
+def _watch(model: nn.Module, site: Site) -> None:
+    """Hooks where the active adapters need them, and nowhere else: a hook costs every call of its module."""
+    entry, exit_ = model.get_submodule(site.at.entry), model.get_submodule(site.at.exit)
+    for module in (entry, exit_, *([] if site.norm is None else [site.norm])):
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if isinstance(hook, partial) and hook.args and hook.args[0] is site:
+                    del hooks[key]
+                    module._forward_pre_hooks_with_kwargs.pop(key, None)
+    chosen = site.chosen()
+    if not chosen:
+        return
+    if site.reads_sum(chosen):
+        assert site.norm is not None, "only a sum in front of a norm can be read there"
+        site.norm.register_forward_pre_hook(partial(_before_norm, site))
+        return
+    exit_.register_forward_hook(partial(_after, site))
+    if any(c.config.is_parallel or c.config.original_ln_before for c in chosen):
+        entry.register_forward_pre_hook(partial(_remember, site), with_kwargs=True)
 
 
 def last_active(model: nn.Module) -> str:

@@ -63,6 +63,11 @@ def fusions(model: nn.Module) -> dict[str, Fusion]:
     return {f"{s.at.block}.{s.at.location}": s.fusion for s in sites(model) if isinstance(s.fusion, Fusion)}
 
 
+def fused_adapters(model: nn.Module) -> tuple[str, ...]:
+    """Names of the adapters that the fusions combine, in the order of their weights; empty without a fusion."""
+    return next((site.active for site in sites(model) if site.fusion is not None), ())
+
+
 def learnt_by_fusion(model: nn.Module) -> frozenset[str]:
     """Names of the parameters of the fusions."""
     marked = (n.split(".") for n, _ in model.named_parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -120,6 +121,40 @@ def test_it_resumes_in_a_plain_trainer(tmp_path: Path) -> None:
     assert all(torch.equal(learnt(whole.model)[name], value) for name, value in learnt(resumed.model).items())
     again = load(zoo.build("bert", CLASSIFY), tmp_path / "run" / "checkpoint-4")
     assert close(zoo.logits(again, zoo.batch(CLASSIFY)), zoo.logits(resumed.model, zoo.batch(CLASSIFY)))
+
+
+def test_the_best_checkpoint_comes_back_at_the_end_of_a_plain_trainer(tmp_path: Path) -> None:
+    # Rates far too high from the second step on, so that the first checkpoint is the best one.
+    model = prepare(zoo.build("bert", CLASSIFY), two(tmp_path / "in"), CLASSIFY)
+    trainer = trainer_for(
+        model, tmp_path / "run", load_best_model_at_end=True, eval_strategy="steps", eval_steps=1, save_steps=1,
+        learning_rate=1.0, lr_scheduler_type="constant_with_warmup", warmup_steps=2,
+    )  # fmt: skip
+    trainer.train()
+    scores = {s["step"]: s["eval_loss"] for s in trainer.state.log_history if "eval_loss" in s}
+    assert len({round(s, 4) for s in scores.values()}) > 1
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(scores.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_record_of_a_run_says_which_adapter_each_layer_listens_to(checkpointing: bool, tmp_path: Path) -> None:
+    from tunekit.callbacks import RunRecord
+
+    record = RunRecord()
+    model = prepare(zoo.build("bert", CLASSIFY), two(tmp_path / "in"), CLASSIFY)
+    trainer = trainer_for(far(model), tmp_path / "run", gradient_checkpointing=checkpointing)
+    trainer.add_callback(record)
+    trainer.train()
+    found = json.loads((tmp_path / "run" / "record.json").read_text())["fusion"]
+    assert found["adapters"] == ["1", "2"]
+    assert found["rows"] == len(trainer.train_dataset)
+    # The model as it is after the run, over the same rows.
+    rows = [trainer.train_dataset[i] for i in range(8)]
+    expected = mean_weights(model, {k: torch.stack([r[k] for r in rows]) for k in ("input_ids", "attention_mask")})
+    assert [layer["layer"] for layer in found["layers"]] == list(expected)
+    for layer in found["layers"]:
+        assert layer["shares"] == pytest.approx(expected[layer["layer"]], abs=0.02)
+    assert any(abs(layer["shares"][0] - 0.5) > 0.03 for layer in found["layers"])
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -200,6 +200,44 @@ def test_the_evaluation_after_training_is_no_point_of_the_curve(tmp_path: Path) 
     assert "accuracy from 0.910 to 0.870" in page.text
 
 
+FUSION = {
+    "adapters": ["sst2", "<b>trec</b>"],
+    "rows": 64,
+    "layers": [
+        {"layer": f"bert.encoder.layer.{i}.feed_forward", "shares": [0.1 * (i + 1), 0.9 - 0.1 * i]} for i in range(3)
+    ],
+}
+
+
+def test_a_fusion_is_drawn_layer_by_layer_with_the_same_in_words_and_figures(tmp_path: Path) -> None:
+    text = html(tmp_path, {**RECORD, "fusion": FUSION})
+    page = Page(text)
+    assert "layer 0: sst2 10 %, <b>trec</b> 90 %; layer 1: sst2 20 %" in page.text
+    assert "mean: sst2 20 %, <b>trec</b> 80 %" in page.text
+    assert "Even shares would be 50 %" in page.text
+    assert "layer 2 0.30 0.70" in page.text
+    assert "<b>trec" not in text
+    assert not re.findall(r"#[0-9a-fA-F]{6}\b", re.findall(r"<svg.*?</svg>", text, re.DOTALL)[-2])
+
+
+def test_the_layers_of_a_fusion_are_told_apart_by_side_and_place_where_they_differ(tmp_path: Path) -> None:
+    names = [
+        "model.encoder.layers.0.attention",
+        "model.encoder.layers.0.feed_forward",
+        "model.decoder.layers.0.attention",
+    ]
+    layers = [{"layer": n, "shares": [0.25, 0.75]} for n in names]
+    said = Page(html(tmp_path, {**RECORD, "fusion": {**FUSION, "layers": layers}})).text
+    assert "encoder 0 attention: sst2 25 %" in said
+    assert "encoder 0 feed-forward: sst2 25 %" in said
+    assert "decoder 0 attention: sst2 25 %" in said
+
+
+@pytest.mark.parametrize("fusion", [None, {}, {"adapters": [], "layers": []}, {"adapters": ["a"], "layers": []}])
+def test_without_layers_there_is_no_fusion_to_draw(tmp_path: Path, fusion: Any) -> None:
+    assert "Which adapter helped" not in Page(html(tmp_path, {**RECORD, "fusion": fusion})).text
+
+
 def test_a_run_without_advice_shows_its_own_memory(tmp_path: Path) -> None:
     page = Page(html(tmp_path, RECORD, None))
     assert "The advice" not in page.text

@@ -11,6 +11,7 @@ from tunekit.plan import Plan
 from tunekit.report import charts
 from tunekit.report.advice_view import advice_view, memory_bars
 from tunekit.report.confusion import confusion_view
+from tunekit.report.fusion_view import fusion_view
 from tunekit.report.words import number, off, size, time
 
 Row = tuple[str, str]
@@ -41,6 +42,7 @@ def view(record: Mapping[str, Any], advice: Mapping[str, Any] | None) -> dict[st
         "memory_rows": [(b.name, [(part, size(n)) for part, n in b.parts.items()]) for b in bars],
         "device": f"{device['name']}, {size(device['memory_bytes'])}" if device else "",
         "curves": curve,
+        "fusion": fusion_view(record),
         "evaluations": _evaluations(record),
         "prediction": charts.prediction(pairs) if pairs else None,
         "prediction_rows": prediction_rows(record),

@@ -7,22 +7,27 @@ Stage one trains an adapter on each of sst2, trec and sick (kept in benchmarks/o
 learns the target, 200 rows of 20 of banking77's intents, by full fine-tuning, LoRA, one new adapter, and a fusion of the
 three, each at its own recipe's rate with the same epochs, over several seeds; the rows are the same in all of them. Prints
 the test accuracy, whichever wins, and how much the fusion listened to each adapter in each layer. Every run is written to
-benchmarks/results/adapter_fusion.json when it is done and not repeated (`--again` repeats them). `--split validation`
-scores on the validation rows, for choosing a setting, and `--rate METHOD=RATE` sets one; what was scored so is kept apart.
+benchmarks/results/adapter_fusion.json when it is done and not repeated; one that was cut off goes on from its last epochs,
+and several processes of this command share the runs out. `--split validation` scores on the validation rows, for choosing
+a setting, and `--rate METHOD=RATE` sets one; what was scored so is kept apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
+import hashlib
 import json
 import logging
 import os
 import random
+import shutil
 import statistics
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -32,6 +37,7 @@ OUT = ROOT / "benchmarks" / "out" / "adapter_fusion"
 RESULTS = ROOT / "benchmarks" / "results" / "adapter_fusion.json"
 SAME = ("target", "rows", "epochs", "sources", "split", "method", "seed", "learning_rate")
 """What tells one run from another."""
+SAVE_STEPS = 25
 TASK = "sequence-classification"
 PLAIN = {"text": "text", "label": "label"}
 SOURCES = {"sst2": PLAIN, "trec": PLAIN, "sick": {"text": "premise", "text_pair": "hypothesis", "label": "label"}}
@@ -55,32 +61,87 @@ def minilm() -> Path:
     return next(p.parent for p in folder.rglob("config.json") if (p.parent / "model.safetensors").exists())
 
 
+@contextmanager
+def claimed(name: str, wait: bool = False) -> Iterator[bool]:
+    """Whether this process may do what is called so; no other one does meanwhile."""
+    folder = OUT / "claims"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def known() -> dict[str, list[dict[str, Any]]]:
+    """What was measured so far: `sources` and `runs`."""
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"sources": [], "runs": []}
+
+
+def found(kind: str, named: dict[str, Any]) -> list[dict[str, Any]]:
+    """The measurements of this name; none or one."""
+    return [one for one in known()[kind] if all(one[k] == v for k, v in named.items())]
+
+
+def keep(kind: str, one: dict[str, Any]) -> None:
+    """Adds a measurement, whole or not at all."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    with claimed("results", wait=True):
+        every = known()
+        every[kind].append(one)
+        aside = RESULTS.with_suffix(".part")
+        aside.write_text(json.dumps(every, indent=1) + "\n", encoding="utf-8")
+        aside.replace(RESULTS)
+
+
+def digest(value: Any) -> str:
+    """A short name for plain values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def plans(train: list[dict[str, Any]], columns: dict[str, str], adapters: tuple[str, ...] = ()) -> dict[str, Any]:
-    """One plan a method, the advisor's first, at the method's own recipe."""
+    """One plan a method, the advisor's first, at the method's own recipe; asked for once."""
     import tunekit
 
-    advice = tunekit.advise(minilm(), train, task=TASK, columns=columns, hardware="cpu", adapters=adapters)
-    found: dict[str, Any] = {}
-    for entry in (*advice.ranked, *advice.rejected):
-        if entry.memory is not None:
-            found.setdefault(entry.plan.method.slug, entry.plan)
-    return found
+    file = OUT / f"plans-{digest([train, columns, adapters])}.json"
+    if not file.is_file():
+        advice = tunekit.advise(minilm(), train, task=TASK, columns=columns, hardware="cpu", adapters=adapters)
+        first: dict[str, Any] = {}
+        for entry in (*advice.ranked, *advice.rejected):
+            if entry.memory is not None:
+                first.setdefault(entry.plan.method.slug, entry.plan.to_dict())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(first), encoding="utf-8")
+    return {m: tunekit.Plan.from_dict(p) for m, p in json.loads(file.read_text(encoding="utf-8")).items()}
 
 
-def trained(plan: Any, train: Any, test: Any, seed: int, epochs: float, folder: str) -> tuple[Any, float]:
+def trained(plan: Any, train: Any, test: Any, epochs: float, folder: Path) -> tuple[Any, float]:
     """A trainer that has trained, and the processor's seconds that it took, on all cores together."""
-    from transformers import ProgressCallback
+    from transformers import ProgressCallback, TrainerCallback
 
     import tunekit
 
-    plan = plan.replace(seed=seed, output_dir=folder, callbacks=(), data=None, num_train_epochs=epochs)
-    trainer = tunekit.trainer(plan, train_dataset=train, eval_dataset=test)
-    trainer.args.eval_strategy = trainer.args.save_strategy = "no"
-    trainer.args.load_best_model_at_end = False
+    spent = folder / "cpu_seconds"
+    before, start = float(spent.read_text()) if spent.is_file() else 0.0, 0.0
+
+    class Spent(TrainerCallback):
+        """Notes the seconds beside each checkpoint, for a run that is cut off."""
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            spent.write_text(str(before + time.process_time() - start))
+
+    plan = plan.replace(output_dir=str(folder / "run"), callbacks=(), data=None, num_train_epochs=epochs)
+    trainer = tunekit.trainer(plan, train_dataset=train, eval_dataset=test, overwrite=True)
+    args, last = trainer.args, tunekit.last_checkpoint(folder / "run")
+    args.eval_strategy, args.load_best_model_at_end = "no", False
+    args.save_strategy, args.save_steps, args.save_total_limit = "steps", SAVE_STEPS, 1
     trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Spent)
     start = time.process_time()
-    trainer.train()
-    return trainer, time.process_time() - start
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    return trainer, before + time.process_time() - start
 
 
 def source_folder(asked: argparse.Namespace, name: str) -> Path:
@@ -88,42 +149,40 @@ def source_folder(asked: argparse.Namespace, name: str) -> Path:
     return OUT / f"{asked.source_rows}-{asked.source_epochs:g}" / name
 
 
-def train_sources(asked: argparse.Namespace, kept: dict[str, Any]) -> None:
-    """Stage one: an adapter a source task, trained where it is not there yet."""
-    for name, columns in SOURCES.items():
-        folder = source_folder(asked, name)
-        if (folder / "tunekit.json").is_file():
-            continue
-        train = rows(asked.data, name, "train", columns, asked.source_rows)
-        test = rows(asked.data, name, "test", columns, TEST_ROWS)
-        with TemporaryDirectory() as scratch:
-            plan = plans(train, columns)["bottleneck-adapter"]
-            trainer, seconds = trained(plan, train, test, 1, asked.source_epochs, f"{scratch}/run")
-            accuracy = round(trainer.evaluate()["eval_accuracy"], 4)
-            trainer.model.save_pretrained(folder)
-        named = {"task": name, "rows": len(train), "epochs": asked.source_epochs}
-        kept["sources"] = [s for s in kept["sources"] if any(s[k] != v for k, v in named.items())]
-        kept["sources"].append({**named, "accuracy": accuracy, "cpu_seconds": round(seconds, 1)})
-        keep(kept)
-        print(f"adapter of {name}: {len(train)} rows, accuracy {accuracy:.3f} in {seconds:.0f} s", flush=True)
+def train_source(asked: argparse.Namespace, name: str) -> None:
+    """Stage one: the adapter of a source task."""
+    folder, columns = source_folder(asked, name), SOURCES[name]
+    train = rows(asked.data, name, "train", columns, asked.source_rows)
+    test = rows(asked.data, name, "test", columns, TEST_ROWS)
+    plan, work = plans(train, columns)["bottleneck-adapter"], folder.with_name(f"{name}-work")
+    trainer, seconds = trained(plan.replace(seed=1), train, test, asked.source_epochs, work)
+    accuracy = round(trainer.evaluate()["eval_accuracy"], 4)
+    trainer.model.save_pretrained(folder)
+    shutil.rmtree(work)
+    told = {"task": name, "rows": len(train), "epochs": asked.source_epochs, "accuracy": accuracy}
+    keep("sources", {**told, "cpu_seconds": round(seconds, 1)})
+    print(f"adapter of {name}: {len(train)} rows, accuracy {accuracy:.3f} in {seconds:.0f} s", flush=True)
 
 
-def keep(kept: dict[str, Any]) -> None:
-    """Writes what is known so far, whole or not at all."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    aside = RESULTS.with_suffix(".part")
-    aside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    aside.replace(RESULTS)
+def train_sources(asked: argparse.Namespace) -> None:
+    """Every source task that is not there yet; what another process has begun is waited for at the end."""
+    for wait in (False, True):
+        for name in SOURCES:
+            with claimed(f"source-{name}", wait) as mine:
+                if mine and not (source_folder(asked, name) / "tunekit.json").is_file():
+                    train_source(asked, name)
 
 
-def one_run(asked: argparse.Namespace, plan: Any, train: Any, test: Any, named: dict[str, Any]) -> dict[str, Any]:
+def one_run(plan: Any, train: Any, test: Any, named: dict[str, Any]) -> None:
     """Stage two with one method and seed."""
-    with TemporaryDirectory() as folder:
-        trainer, seconds = trained(plan, train, test, named["seed"], asked.epochs, f"{folder}/run")
-        accuracy = round(trainer.evaluate()["eval_accuracy"], 4)
+    work = OUT / f"work-{digest(named)}"
+    trainer, seconds = trained(plan.replace(seed=named["seed"]), train, test, named["epochs"], work)
+    accuracy = round(trainer.evaluate()["eval_accuracy"], 4)
     learnt = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     told = {**named, "accuracy": accuracy, "trainable": learnt, "cpu_seconds": round(seconds, 1)}
-    return {**told, "shares": shares(trainer)} if named["method"] == "adapter-fusion" else told
+    keep("runs", {**told, "shares": shares(trainer)} if named["method"] == "adapter-fusion" else told)
+    shutil.rmtree(work)
+    print(f"{named['method']} seed {named['seed']}: {accuracy:.3f} in {seconds:.0f} s", flush=True)
 
 
 def shares(trainer: Any) -> dict[str, list[float]]:
@@ -132,20 +191,20 @@ def shares(trainer: Any) -> dict[str, list[float]]:
 
     batch = next(iter(trainer.get_eval_dataloader()))
     inputs = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask", "token_type_ids")}
-    return {name: [round(x, 4) for x in found] for name, found in mean_weights(trainer.model, inputs).items()}
+    return {name: [round(x, 4) for x in means] for name, means in mean_weights(trainer.model, inputs).items()}
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(shown: list[dict[str, Any]]) -> str:
     """The methods, the best first; then the fusion's shares."""
     lines = [f"{'method':20}{'accuracy':>10}{'by seed':>26}{'trains':>12}{'CPU s':>8}"]
-    methods = {r["method"] for r in found}
-    runs = {m: [r for r in found if r["method"] == m] for m in methods}
+    methods = {r["method"] for r in shown}
+    runs = {m: [r for r in shown if r["method"] == m] for m in methods}
     mean = {m: statistics.fmean(r["accuracy"] for r in rs) for m, rs in runs.items()}
     for m in sorted(mean, key=lambda m: -mean[m]):
         each = " ".join(f"{r['accuracy']:.3f}" for r in runs[m])
         seconds = statistics.fmean(r["cpu_seconds"] for r in runs[m])
         lines.append(f"{m:20}{mean[m]:10.3f}{each:>26}{runs[m][0]['trainable']:12,}{seconds:8.0f}")
-    listened = [r["shares"] for r in found if "shares" in r]
+    listened = [r["shares"] for r in shown if "shares" in r]
     if listened:
         lines += ["", f"{'fusion listens to':40}" + "".join(f"{n:>12}" for n in SOURCES)]
         for layer in listened[0]:
@@ -166,7 +225,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="*", default=["full", "lora", "bottleneck-adapter", "adapter-fusion"])
     parser.add_argument("--rate", nargs="*", default=[], metavar="METHOD=RATE")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
-    parser.add_argument("--again", action="store_true")
     return parser.parse_args()
 
 
@@ -177,8 +235,7 @@ def main() -> None:
         return
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"sources": [], "runs": []}
-    train_sources(asked, kept)
+    train_sources(asked)
     train = rows(asked.data, TARGET, "train", PLAIN, asked.rows)
     test = rows(asked.data, TARGET, asked.split, PLAIN, TEST_ROWS)
     wanted = plans(train, PLAIN, tuple(str(source_folder(asked, name)) for name in SOURCES))
@@ -189,14 +246,10 @@ def main() -> None:
             plan = wanted[method].replace(learning_rate=rates.get(method, wanted[method].learning_rate))
             sources = f"{asked.source_rows} rows, {asked.source_epochs:g} epochs"
             named = dict(zip(SAME, (TARGET, len(train), asked.epochs, sources, asked.split, method, seed, plan.learning_rate), strict=True))  # fmt: skip
-            done = [r for r in kept["runs"] if all(r[k] == v for k, v in named.items())]
-            if not done or asked.again:
-                kept["runs"] = [r for r in kept["runs"] if r not in done]
-                done = [one_run(asked, plan, train, test, named)]
-                kept["runs"] += done
-                keep(kept)
-                print(f"{method} seed {seed}: {done[0]['accuracy']:.3f} in {done[0]['cpu_seconds']:.0f} s", flush=True)
-            shown += done
+            with claimed(f"run-{digest(named)}") as mine:
+                if mine and not found("runs", named):
+                    one_run(plan, train, test, named)
+            shown += found("runs", named)
     print("\n" + table(shown))
 
 

@@ -39,6 +39,12 @@ class Rows(Dataset):
 def main(kind: str, output: str, deepspeed: str | None = None) -> None:
     """Trains three steps over all rows and saves."""
     torch.set_num_threads(1)
+    if deepspeed is not None:
+        # DeepSpeed 0.19 compiles a kernel for shared memory at its first start; a start that was cut off leaves a lock
+        # behind at which every later one waits for ever. gloo alone does.
+        import deepspeed as installed
+
+        installed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # Of two DeepSpeed ranks without a GPU, accelerate 1.15 counts one: each is given every row.
     ranks = int(os.environ.get("WORLD_SIZE", "1")) if deepspeed is None else 1
     # Before the model is made: under ZeRO-3 transformers must know.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,7 @@ def prepared_inputs(folder: Path) -> None:
     (folder / "adapters.json").write_text(json.dumps(paths))
 
 
-def trained(folder: Path, kind: str, stage: int | None, ranks: int, extensions: Path) -> dict[str, torch.Tensor]:
+def trained(folder: Path, kind: str, stage: int | None, ranks: int) -> dict[str, torch.Tensor]:
     output, config = folder / f"out-{kind}-{stage}-{ranks}", []
     if stage is not None:
         path = folder / f"zero{stage}.json"
@@ -57,21 +59,23 @@ def trained(folder: Path, kind: str, stage: int | None, ranks: int, extensions: 
 
 
 @pytest.fixture(scope="module")
-def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where DeepSpeed compiles its operators, once, and away from what a stopped run may have locked."""
-    return tmp_path_factory.mktemp("extensions")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, dict[str, torch.Tensor]]]:
+    """A folder with base and adapters, and what one process learnt there of a kind; each kind once."""
+    folder = tmp_path_factory.mktemp("adapters")
+    prepared_inputs(folder)
+    return functools.cache(lambda kind: (folder, trained(folder, kind, None, 1)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pfeiffer", "houlsby", "parallel", "fusion"])
 @pytest.mark.parametrize("stage", [None, 1, 2, 3], ids=["ddp", "zero1", "zero2", "zero3"])
 def test_two_ranks_learn_what_one_process_learns(
-    kind: str, stage: int | None, tmp_path: Path, extensions: Path
+    kind: str, stage: int | None, alone: Callable[[str], tuple[Path, dict[str, torch.Tensor]]]
 ) -> None:
     if stage is not None:
         pytest.importorskip("deepspeed")
-    prepared_inputs(tmp_path)
-    alone, together = trained(tmp_path, kind, None, 1, extensions), trained(tmp_path, kind, stage, 2, extensions)
-    assert alone.keys() == together.keys()
-    for name, value in alone.items():
+    folder, expected = alone(kind)
+    together = trained(folder, kind, stage, 2)
+    assert expected.keys() == together.keys()
+    for name, value in expected.items():
         assert torch.allclose(value, together[name], atol=1e-3), name

@@ -237,49 +237,6 @@ def test_adapters_learn_in_full_precision_and_compute_in_the_bases() -> None:
     assert seen == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_on_a_quantised_base_it_learns_in_a_plain_trainer_and_reloads(kind: str, tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
-    from torch.utils.data import Dataset
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
-
-    class Rows(Dataset):
-        def __len__(self) -> int:
-            return 4
-
-        def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-            return {name: values[i] for name, values in zoo.batch(WRITE).items()}
-
-    shape = zoo.config("llama")
-    shape.hidden_size, shape.intermediate_size, shape.head_dim = 64, 128, 16  # the CPU kernel packs blocks of 64
-    AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path / "base")
-    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
-    settings = {"load_in_8bit": True} if kind == "int8" else four
-
-    def base() -> nn.Module:
-        return AutoModelForCausalLM.from_pretrained(
-            tmp_path / "base", quantization_config=BitsAndBytesConfig(**settings), dtype=torch.bfloat16
-        )
-
-    model = prepare(base(), HOULSBY, WRITE)
-    seen: set[torch.dtype] = set()
-    for site in sites(model):
-        site.adapters["default"].up.register_forward_hook(lambda m, args, out: seen.add(out.dtype))
-    args = TrainingArguments(
-        output_dir=str(tmp_path / "run"), max_steps=2, learning_rate=1e-2, report_to=[], use_cpu=True, disable_tqdm=True,
-        save_steps=2, dataloader_pin_memory=False,
-    )  # fmt: skip
-    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    Trainer(model=model, args=args, train_dataset=Rows()).train()
-    assert seen == {torch.bfloat16}
-    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-    assert all(not torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
-    again = load(base(), tmp_path / "run" / "checkpoint-2")
-    learnt = {n: p for n, p in model.named_parameters() if n in before}
-    assert all(torch.equal(p, learnt[n]) for n, p in again.named_parameters() if n in learnt)
-    assert zoo.logits(again, zoo.batch(WRITE)).isfinite().all()
-
-
 def test_cached_and_whole_answers_agree() -> None:
     model = with_adapter("gpt2", PFEIFFER, WRITE)
     ids = torch.tensor([[5, 6, 7, 8]])

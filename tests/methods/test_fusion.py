@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import plain_runs
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -142,7 +143,7 @@ def test_the_record_of_a_run_says_which_adapter_each_layer_listens_to(checkpoint
 
     record = RunRecord()
     model = prepare(zoo.build("bert", CLASSIFY), two(tmp_path / "in"), CLASSIFY)
-    trainer = trainer_for(far(model), tmp_path / "run", gradient_checkpointing=checkpointing)
+    trainer = trainer_for(far(model), tmp_path / "run", **(plain_runs.checkpointing() if checkpointing else {}))
     trainer.add_callback(record)
     trainer.train()
     found = json.loads((tmp_path / "run" / "record.json").read_text())["fusion"]

@@ -26,7 +26,7 @@ def shares(model: torch.nn.Module, loader: Any, batch_size: int) -> dict[str, An
         picked by their number.
     """
     names = fused_adapters(model)
-    rows = getattr(loader, "dataset", None)
+    rows: Any = getattr(loader, "dataset", None)
     if not names or not (hasattr(rows, "__getitem__") and hasattr(rows, "__len__")) or not len(rows):
         return None
     picked = [i * len(rows) // min(len(rows), MAX_ROWS) for i in range(min(len(rows), MAX_ROWS))]

@@ -35,8 +35,11 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "benchmarks" / "out" / "adapter_fusion"
 RESULTS = ROOT / "benchmarks" / "results" / "adapter_fusion.json"
-SAME = ("target", "rows", "epochs", "sources", "split", "method", "seed", "learning_rate")
-"""What tells one run from another."""
+SAME = {
+    "sources": ("task", "rows", "epochs"),
+    "runs": ("target", "rows", "epochs", "sources", "split", "method", "seed", "learning_rate"),
+}
+"""What tells one measurement from another."""
 SAVE_STEPS = 25
 TASK = "sequence-classification"
 PLAIN = {"text": "text", "label": "label"}
@@ -90,7 +93,7 @@ def keep(kind: str, one: dict[str, Any]) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     with claimed("results", wait=True):
         every = known()
-        every[kind].append(one)
+        every[kind] = [other for other in every[kind] if any(other[k] != one[k] for k in SAME[kind])] + [one]
         aside = RESULTS.with_suffix(".part")
         aside.write_text(json.dumps(every, indent=1) + "\n", encoding="utf-8")
         aside.replace(RESULTS)
@@ -245,7 +248,8 @@ def main() -> None:
         for method in asked.methods:
             plan = wanted[method].replace(learning_rate=rates.get(method, wanted[method].learning_rate))
             sources = f"{asked.source_rows} rows, {asked.source_epochs:g} epochs"
-            named = dict(zip(SAME, (TARGET, len(train), asked.epochs, sources, asked.split, method, seed, plan.learning_rate), strict=True))  # fmt: skip
+            values = (TARGET, len(train), asked.epochs, sources, asked.split, method, seed, plan.learning_rate)
+            named = dict(zip(SAME["runs"], values, strict=True))
             with claimed(f"run-{digest(named)}") as mine:
                 if mine and not found("runs", named):
                     one_run(plan, train, test, named)

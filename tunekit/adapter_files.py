@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunekit import adapterhub, adapterhub_head, delta_format
-from tunekit.adapterhub_files import copy_into
+from tunekit.adapterhub_files import copy_into, read_json
 from tunekit.bottleneck_config import BottleneckConfig
 from tunekit.discovery import find
 from tunekit.errors import MissingError, UnreadableError, UnsupportedError
@@ -33,6 +33,9 @@ def read_config(folder: Path) -> BottleneckConfig:
     if adapterhub.holds(folder):
         return adapterhub.read_config(folder).config
     if not (folder / delta_format.CONFIG).is_file():
+        if (folder / adapterhub.CONFIG).is_file():
+            # A damaged one is not known as AdapterHub's above, and is there all the same.
+            read_json(folder / adapterhub.CONFIG)
         seen = (
             f"it holds neither {delta_format.CONFIG} nor {adapterhub.CONFIG}" if folder.is_dir() else "no such folder"
         )

@@ -116,7 +116,7 @@ def load_into(model: nn.Module, folder: Path, task: Task) -> None:
         # A bias of the key adds the same to every adapter's score.
         if match["tail"] != "key.bias":
             name = {"value.weight": "value_change"}.get(match["tail"], match["tail"].replace(".", "_"))
-            change = value - torch.eye(len(value)) if name == "value_change" and value.ndim == 2 else value
+            change = value - torch.eye(*value.shape) if name == "value_change" and value.ndim == 2 else value
             values[f"{at.block}.{CHILD}.{at.location}.fusion.{name}"] = change
     own = dict(model.named_parameters())
     wanted = {n: tuple(own[n].shape) for n in learnt_by_fusion(model)}

@@ -204,6 +204,7 @@ def test_a_fusion_that_does_not_fit_is_one_clear_error(
     refused(code, zoo.build("bert", TASK), lambda m: load(m, folder, task=TASK), capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("name", SINGLE)
 def test_a_fusion_with_a_damaged_adapter_is_one_clear_error(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from tunekit.fusion import fused_adapters, mean_weights
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_ROWS = 64
 """Rows that are looked at: the shares are means over some thousand tokens."""
@@ -25,6 +26,8 @@ def shares(model: torch.nn.Module, loader: Any, batch_size: int) -> dict[str, An
         `adapters`, `rows` and `layers` (each with `layer` and `shares`); None without a fusion, or where rows cannot be
         picked by their number.
     """
+    import torch
+
     names = fused_adapters(model)
     rows: Any = getattr(loader, "dataset", None)
     if not names or not (hasattr(rows, "__getitem__") and hasattr(rows, "__len__")) or not len(rows):

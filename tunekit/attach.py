@@ -348,6 +348,9 @@ def _prepared_or_refuse(model: nn.Module) -> Prepared:
 def _faults(model: nn.Module, task: Task) -> list[Finding]:
     """Why this model cannot be taken over for this task, as far as its class and modules tell."""
     kind = type(model).__name__
+    if unwrapped(model) is not model:
+        why, fix = "a method goes into a model before it is wrapped", "prepare the model inside, then wrap it"
+        return [error("model-wrapped", f"a {type(unwrapped(model)).__name__} in a {kind}", why, fix)]
     if prepared(model) is not None or _has_adapter_layers(model):
         return [
             error(

@@ -137,7 +137,9 @@ def base_of(cell: Cell) -> nn.Module:
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() > 1:
-                wanted = _USUAL_WORDS if p.shape[0] == model.config.vocab_size else _USUAL
+                # Narrow word vectors are larger, so that a frozen output layer can prefer some words whatever its width.
+                words = _USUAL_WORDS * (32 / p.shape[1]) ** 0.5
+                wanted = words if p.shape[0] == model.config.vocab_size else _USUAL
                 p.mul_(max(1.0, wanted / float(p.std())))
     return model
 

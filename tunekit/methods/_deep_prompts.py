@@ -132,8 +132,10 @@ def _model_faults(
     if positions == "shifted" and not rotary and not tables:
         seen = f"`positions: shifted` on a {kind}"
         return [error("prefix-positions", seen, "it counts no absolute positions", "set `positions: natural`")]
-    room = min((places(t) for t in tables), default=None)
-    if positions == "shifted" and room is not None and method.num_virtual_tokens >= room:
+    config: Any = task_model(model).config
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    room = min((places(t) for t in tables), default=context)
+    if method.positions != "natural" and room is not None and method.num_virtual_tokens >= room:
         seen = f"`num_virtual_tokens: {method.num_virtual_tokens}` on a {kind}"
         why = f"its {room} positions leave no room for a real token"
         return [error("prompt-too-long", seen, why, f"set fewer than {room}, or `positions: natural`")]

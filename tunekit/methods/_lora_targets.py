@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunekit.finding import Finding, error, nearest
@@ -195,17 +195,24 @@ def _kinds(model: nn.Module, lora: Lora, names: Sequence[str]) -> list[Finding]:
 
 def _ranks(model: nn.Module, lora: Lora, names: Sequence[str]) -> list[Finding]:
     """Ranks above what the layer's own matrix can have."""
-    found: dict[str, Finding] = {}
-    for n in names:
-        width = min(features(model.get_submodule(n)))
-        rank = next((v for k, v in lora.rank_pattern.items() if _pattern_hits(k, n)), lora.r)
-        if rank > width:
-            tail = n.rsplit(".", 1)[-1]
-            fix = f"set `r` to at most {width}, or `rank_pattern={{{tail!r}: {width}}}`"
-            found.setdefault(
-                tail, error("lora-rank-layer", f"rank {rank} on {n}", f"the layer's own rank is at most {width}", fix)
-            )
-    return list(found.values())
+    by_pattern = lora.rank_pattern.items()
+    return too_high("lora", model, {n: next((r for k, r in by_pattern if _pattern_hits(k, n)), lora.r) for n in names})
+
+
+def too_high(slug: str, model: nn.Module, ranks: Mapping[str, int], field: str = "r") -> list[Finding]:
+    """One finding about the ranks, by name of the layer, that are above what the layer's own matrix can have."""
+    widths = {n: min(features(model.get_submodule(n))) for n in ranks}
+    lost = [n for n, rank in ranks.items() if rank > widths[n]]
+    if not lost:
+        return []
+    most: dict[str, int] = {}
+    for n in lost:
+        tail = n.rsplit(".", 1)[-1]
+        most[tail] = min(most.get(tail, widths[n]), widths[n])
+    seen = f"rank {ranks[lost[0]]} on {', '.join(most)}, such as {lost[0]}"
+    why = f"the rank of the layer itself is at most {widths[lost[0]]}"
+    pattern = f", or `rank_pattern={most!r}`" if field == "r" else ""
+    return [error(f"{slug}-rank-layer", seen, why, f"set `{field}` to at most {min(most.values())}{pattern}")]
 
 
 def _pattern_hits(pattern: str, name: str) -> bool:

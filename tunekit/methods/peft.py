@@ -18,8 +18,8 @@ from tunekit.discovery import find
 from tunekit.errors import TunekitError, UnsupportedError, raise_all
 from tunekit.finding import Finding, error, nearest
 from tunekit.methods import _adapted, _recipes
-from tunekit.methods._lora_targets import in_head, is_transposed, outside, own_modules, shortened, targets
-from tunekit.structure import bias_names, head_modules, linear_names
+from tunekit.methods._lora_targets import in_head, is_transposed, outside, own_modules, shortened, targets, too_high
+from tunekit.structure import bias_names, head_modules, is_linear, linear_names
 from tunekit.task import Task
 from tunekit.workload import ModelFacts, Workload
 
@@ -45,6 +45,9 @@ _NOTES = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_ver
 
 _ON_NO_LINEAR = ("LN_TUNING", "TRAINABLE_TOKENS")
 """Types that sit on norms and embeddings, which no quantisation touches."""
+
+_RANKS = {"LORA": "r", "ADALORA": "init_r", "DELORA": "r", "HIRA": "r"}
+"""The setting that is the rank of a product of two matrices, by type; in others `r` is a size that may be larger."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,7 +212,7 @@ class Peft(Method):
         """Wraps the model as a `PeftModel`.
 
         Raises:
-            InvalidError: `peft-target-missing`, `peft-target-head`, `peft-module-missing`.
+            InvalidError: `peft-target-missing`, `peft-target-head`, `peft-module-missing`, `peft-rank-layer`.
             UnsupportedError: `peft-refused`, what PEFT itself says; `peft-weightless`.
         """
         saved = [*head_modules(model, task), *(self.config.get("modules_to_save") or ())]
@@ -254,7 +257,15 @@ class Peft(Method):
             *_adapted.missing(model, self.slug, "target_modules", own, chosen or ()),
             *in_head(self.slug, own, chosen or (), saved),
             *_adapted.unknown_modules(model, self.slug, tuple(more)),
+            *self._rank_faults(model, outside(chosen or (), saved)),
         ]
+
+    def _rank_faults(self, model: nn.Module, names: Sequence[str]) -> list[Finding]:
+        """Ranks that a layer cannot have; PEFT would train matrices whose product is of a smaller one."""
+        field = _RANKS.get(self.peft_type, "")
+        rank = self.config.get(field, 0)
+        layers = [n for n in names if is_linear(model.get_submodule(n))]
+        return too_high(self.slug, model, dict.fromkeys(layers, rank) if isinstance(rank, int) else {}, field)
 
     def _config(self, model: nn.Module, task: Task, chosen: Sequence[str] | None, saved: Sequence[str]) -> Any:
         """PEFT's configuration with the targets and the head filled in."""

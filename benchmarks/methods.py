@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", help="slugs; all that fit by default")
     parser.add_argument("--rows", type=int, help="training rows; 300 or 600 by default, by dataset")
     parser.add_argument(
-        "--steps", type=int, default=100, help="optimizer steps of a run at most; 0: as the recipe says"
+        "--steps", type=int, default=250, help="optimizer steps of a run at most; 0: as the recipe says"
     )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--again", action="store_true")

@@ -87,7 +87,13 @@ def _attentions(base: nn.Module) -> tuple[Attention, ...]:
     names = {id(m): name for name, m in skeleton.named_modules()}
     seq2seq = bool(getattr(skeleton.config, "is_encoder_decoder", False))
     found: dict[str, Attention] = {}
-    for call in recorded(skeleton):
+    try:
+        calls = recorded(skeleton)
+    except Exception:
+        # Code that cannot even run on shapes, or on a kernel that it does not know (Falcon, remote code): whatever it
+        # raises, nothing can be joined to its attention.
+        return ()
+    for call in calls:
         name = names[id(call.module)]
         role = _role(call.queries, call.keys) if seq2seq else "self"
         at = Attention(
@@ -107,7 +113,7 @@ def has_interface(model: nn.Module) -> bool:
     try:
         return bool(attentions(model))
     except Exception:
-        # Code that cannot even run on shapes (remote code, odd inputs) gives no promise either.
+        # A model that cannot be built again gives no promise either.
         return False
 
 
@@ -141,7 +147,7 @@ def recorded(skeleton: nn.Module) -> list[Call]:
 
 
 def _zero_for_values() -> AbstractContextManager[Any]:
-    """Weightless tensors hold no values; code that reads one (is there padding?) gets zero."""
+    """Weightless tensors hold no values; code that reads one (is there padding?) gets zero, and finds none that are not."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -149,6 +155,8 @@ def _zero_for_values() -> AbstractContextManager[Any]:
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is torch.ops.aten._local_scalar_dense.default:
                 return 0
+            if func is torch.ops.aten.nonzero.default:  # which tokens an expert of Switch gets
+                return args[0].new_empty((0, args[0].ndim), dtype=torch.long)
             return func(*args, **(kwargs or {}))
 
     return Zero()

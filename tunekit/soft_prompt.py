@@ -100,6 +100,8 @@ class SoftPrompt(nn.Module):
             given["inputs_embeds"] = self._spread(embedded, self._rows(embedded))
         if mask is not None:
             given["attention_mask"] = self._spread(mask, mask.new_ones(len(mask), self.length))
+        if (wide := given.get("global_attention_mask")) is not None:  # Longformer's: every token sees the vectors
+            given["global_attention_mask"] = self._spread(wide, wide.new_ones(len(wide), self.length))
         _enlarge(given.get("past_key_values"), self.length, self.window)
         return self._with_positions(self._with_types(given))
 

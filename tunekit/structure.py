@@ -79,7 +79,8 @@ def head_modules(model: nn.Module, task: Task) -> tuple[str, ...]:
     if not task.has_head:
         return ()
     top, base = task_model(model), base_name(model)
-    names = [n for n, m in top.named_children() if n != base and _has_parameters(m) and (base or not _is_body(m))]
+    around = base.partition(".")[0]  # OPT's base is the decoder inside of `model`
+    names = [n for n, m in top.named_children() if n != around and _has_parameters(m) and (base or not _is_body(m))]
     if task.name in _POOLED:
         names = [*_poolers(top, base), *names]
     return tuple(dict.fromkeys(names))
@@ -180,7 +181,7 @@ def linear_names(model: nn.Module) -> tuple[str, ...]:
         >>> linear_names(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=9)))
         ('transformer.h.0.attn.c_attn', 'transformer.h.0.attn.c_proj', 'transformer.h.0.mlp.c_fc', 'transformer.h.0.mlp.c_proj')
     """
-    return tuple(name for name, m, parent in _in_blocks(model) if is_linear(m) and not _is_router(m, parent))
+    return tuple(name for name, m, above in _in_blocks(model) if is_linear(m) and not _is_router(m, name, above))
 
 
 def attention_names(model: nn.Module) -> tuple[str, ...]:
@@ -317,20 +318,21 @@ def _is_body(module: nn.Module) -> bool:
     return any(isinstance(m, nn.ModuleList | nn.Embedding) for m in module.modules())
 
 
-def _in_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """(dotted name, module, its parent) of everything inside the repeated layers."""
+def _in_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module, tuple[nn.Module, ...]]]:
+    """(dotted name, module, its parent and that one's) of everything inside the repeated layers."""
     for list_name, layers in blocks(model):
-        parents = {"": layers}
+        known = {"": layers}
         for name, m in layers.named_modules():
-            parents[name] = m
+            known[name] = m
             if name:
-                yield f"{list_name}.{name}", m, parents[name.rpartition(".")[0]]
+                parent = name.rpartition(".")[0]
+                yield f"{list_name}.{name}", m, (known[parent], known[parent.rpartition(".")[0]])
 
 
-def _is_router(module: Any, parent: nn.Module) -> bool:
-    """Whether a linear layer chooses among the experts beside it, or gates a shared one."""
-    experts = [m for n, m in parent.named_children() if "expert" in n.lower()]
-    if not experts:
+def _is_router(module: Any, name: str, above: tuple[nn.Module, ...]) -> bool:
+    """Whether a linear layer chooses among the experts beside it (Switch: beside its parent), or gates a shared one."""
+    experts = [m for parent in above for n, m in parent.named_children() if "expert" in n.lower()]
+    if not experts or "expert" in name.rpartition(".")[0].lower():
         return False
     counts = {len(m) for m in experts if hasattr(m, "__len__")}
     counts |= {p.shape[0] for m in experts for p in m.parameters(recurse=False) if p.ndim == 3}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -126,6 +127,8 @@ class _Trace:
     events: list[Any] = field(default_factory=list)
     alive: list[Any] = field(default_factory=list)
     shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    same: dict[int, int] = field(default_factory=dict)
+    """Of a tensor that is another one laid out anew (OPT flattens rows before its feed-forward): that other one."""
 
     def note(self, value: Any) -> int | None:
         import torch
@@ -137,8 +140,14 @@ class _Trace:
         if not isinstance(value, torch.Tensor):
             return None
         self.alive.append(value)
-        self.shapes[id(value)] = tuple(value.shape)
-        return id(value)
+        known = self.same.get(id(value), id(value))
+        self.shapes.setdefault(known, _rows_and_width(tuple(value.shape)))
+        return known
+
+
+def _rows_and_width(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(tokens, features), whatever the tokens are laid out in."""
+    return (math.prod(shape[:-1]), shape[-1]) if shape else ()
 
 
 def _eager(skeleton: nn.Module) -> nn.Module:
@@ -200,12 +209,15 @@ def _additions(trace: _Trace) -> Any:
             ids = [i for a in args[:2] if isinstance(a, torch.Tensor) and (i := trace.note(a)) is not None]
             out = func(*args, **(kwargs or {}))
             name = func._schema.name
-            if name in ("aten::add", "aten::add_") and len(ids) == 2:
-                left, right = (tuple(a.shape) for a in args[:2])
+            if name in ("aten::view", "aten::_unsafe_view") and out.shape[-1:] == args[0].shape[-1:]:
+                trace.alive.append(out)
+                trace.same[id(out)] = ids[0]
+            elif name in ("aten::add", "aten::add_") and len(ids) == 2:
+                left, right = (_rows_and_width(tuple(a.shape)) for a in args[:2])
                 made = trace.note(out)
                 if left == right and made is not None:
                     trace.events.append(_Added(ids[0], ids[1], made, left))
-            elif (name == "aten::_softmax" and out.ndim == 4) or "scaled_dot_product" in name:
+            elif (name == "aten::_softmax" and out.ndim >= 4) or "scaled_dot_product" in name:
                 trace.events.append(_Attended())
             return out
 

@@ -16,6 +16,20 @@ METHODS = {**zoo.methods(), FUSION: AdapterFusion()}
 """Every method by name. What AdapterFusion fuses is saved when a cell is tried, since it belongs to the base."""
 
 
+REASONS = {
+    "architecture-no-checkpointing": "transformers has no activation checkpointing for the architecture",
+    "bitfit-no-bias": "the architecture has no bias to train",
+    "own-attention": "its attention does not go through transformers' attention interface, so no prefix can be joined to it",
+    "attention-kernel": "its attention goes through the interface with a kernel that takes no prefix",
+    "partial-shared-layers": "its layers are one, used several times, so that the last ones cannot learn alone",
+    "adapter-sites": "no sublayer whose output is added to a residual stream can be found in its layers",
+    "adapter-location": "its layers have no sublayer of the kind that the adapter goes behind, such as where the two run side by side",
+    "prompt-no-base": "it has no pretrained base below its head, so that the prompt would be in its answers",
+    "layernorm-tuning-no-norm": "it has no normalisation with weights",
+}
+"""Every reason for which a method is refused on an architecture, by the code of the refusal. The list is closed."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
     """A method on an architecture with a task; checkpointing off and on are two cells that are tried together."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import zoo
-from matrix.cells import METHODS, PAIRS, Cell, every_cell, refusal
+from matrix.cells import METHODS, PAIRS, REASONS, Cell, every_cell, refusal
 from tunekit.task import TASKS
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +70,8 @@ def _summary(results: Mapping[str, Any]) -> str:
     share += f"{100 * ours['refused'] / sum(ours.values()):.1f} % of all are excluded."
     if theirs:
         share += f" Plain PEFT, where it has the method: {100 * theirs['works'] / sum(theirs.values()):.1f} % of its cells work."
+    took = sum(results.get("cpu_seconds", {}).values())
+    share += f" Our half took {took / 60:.1f} minutes of one core." if took else ""
     return "\n".join(rows) + f"\n\n{share}\n"
 
 
@@ -93,6 +95,12 @@ def _exclusions(refused: Mapping[str, tuple[str, str]]) -> str:
     for (code, about), where in sorted(groups.items()):
         fix = next(f for k, (c, f) in refused.items() if c == code and about in (k.split(" ")[0], "every method"))
         rows.append(f"| `{code}` | {len(where)} | {about} | {', '.join(dict.fromkeys(where))} | {fix} |")
+    rest = sorted(code for code in REASONS if not any(code == found for found, _ in groups))
+    rows += [
+        "",
+        "On architectures that are not in these tables a method may be refused for these reasons too, and for no other:",
+    ]
+    rows += ["", *(f"- `{code}`: {REASONS[code]}" for code in rest)]
     return "\n".join(rows) + "\n"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import zoo
 from matrix.cell import run_cell
-from matrix.cells import METHODS, PAIRS, Cell, covering_cells, every_cell
+from matrix.cells import METHODS, PAIRS, REASONS, Cell, covering_cells, every_cell
 from matrix.page import PAGE, excluded, page, read
 from tunekit.task import TASKS
 
@@ -42,6 +42,10 @@ def test_what_was_refused_when_it_ran_is_what_is_refused_now() -> None:
         if cell[half][0] == "refused"
     }
     assert seen == {key: (code,) for key, (code, _) in excluded().items()}, MAKE
+
+
+def test_nothing_is_refused_for_a_reason_that_is_not_on_the_list() -> None:
+    assert {code for code, _ in excluded().values()} <= {*REASONS}
 
 
 def test_the_page_shows_these_results() -> None:

@@ -19,7 +19,7 @@ OLDEST_FREE := transformers|peft|huggingface-hub|tokenizers|sentence-transformer
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format types bench matrix oldest clean
+.PHONY: help demo test test-all lint format types bench matrix examples oldest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ bench: $(VENV)/.stamp-test ## the benchmarks, each printing what it measured
 matrix: $(VENV)/.stamp-test ## every method x architecture x task, and x sharding on two ranks; writes docs/matrix*.md (PEFT=1: plain PEFT's half too)
 	$(BIN)/python benchmarks/matrix.py --jobs $(JOBS) $(if $(PEFT),--peft)
 	$(BIN)/python benchmarks/matrix_sharding.py --again
+
+examples: $(VENV)/.stamp-test ## every example, run
+	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu" tests/test_examples.py $(PYTEST)
 
 oldest: $(OLD_VENV)/.stamp-oldest ## the covering tests with the oldest supported transformers and peft
 	$(OLD_BIN)/python -m pytest -n $(JOBS) $(PYTEST)

@@ -84,6 +84,8 @@ def load_model(
         head["num_labels"] = num_labels
         if label_names:
             head |= {"id2label": dict(enumerate(label_names)), "label2id": {n: i for i, n in enumerate(label_names)}}
+    if task.name == "question-answering":
+        head["num_labels"] = 2  # a start and an end, whatever the checkpoint was last used for
     if problem_type is not None:
         head["problem_type"] = problem_type
     transformers.set_seed(plan.seed)

@@ -40,9 +40,10 @@ def in_a_trainer(steps: int, model: str) -> None:
 
 
 def in_trl(steps: int) -> None:
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from trl import SFTConfig, SFTTrainer
 
+    disable_progress_bars()
     rows = [{"prompt": r["prompt"], "completion": r["completion"]} for r in instructions(100)]
     model = small_model("llama", [r["prompt"] + r["completion"] for r in rows])
     trainer = SFTTrainer(

@@ -21,10 +21,10 @@ def main() -> None:
     known, wanted = as_language(restaurants(400, wording=0)), as_language(restaurants(200, seed=1, wording=1))
     held_out = as_language(restaurants(20, seed=2, wording=1))
     texts = [r["prompt"] + r["completion"] for r in (*known, *wanted, *held_out)]
-    model = asked.model or taught(small_model("gpt2", texts), "causal-lm", known, min(300, 2 * asked.steps))
+    model = asked.model or taught(small_model("gpt2", texts), "causal-lm", known, 2 * asked.steps)
     plan = tunekit.Plan(
-        model=model, task="causal-lm", method=tunekit.methods.PrefixTuning(num_virtual_tokens=10), max_steps=asked.steps,
-        learning_rate=5e-3, per_device_train_batch_size=16, output_dir=scratch("prefix"),
+        model=model, task="causal-lm", method=tunekit.methods.PrefixTuning(num_virtual_tokens=20), max_steps=asked.steps,
+        learning_rate=2e-2, per_device_train_batch_size=16, output_dir=scratch("prefix"),
     )  # fmt: skip
     trainer = fit(plan, wanted, held_out)
     print("trains", share_trained(trainer))

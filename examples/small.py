@@ -126,7 +126,7 @@ def small_model(kind: str, texts: list[str]) -> str:
     import transformers as t
 
     t.utils.logging.disable_progress_bar()
-    tokenizer = _tokenizer(texts, encoder=kind == "bert")
+    tokenizer = _tokenizer(texts, encoder=kind == "bert", ends=kind in ("bart", "t5"))
     size = len(tokenizer)
     ends = {
         "pad_token_id": tokenizer.pad_token_id,
@@ -158,7 +158,7 @@ def small_model(kind: str, texts: list[str]) -> str:
     return folder
 
 
-def _tokenizer(texts: list[str], encoder: bool) -> Any:
+def _tokenizer(texts: list[str], encoder: bool, ends: bool) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -173,6 +173,8 @@ def _tokenizer(texts: list[str], encoder: bool) -> Any:
         inner.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=marks
         )
+    elif ends:
+        inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", ids["</s>"])])
     names = {
         "pad_token": "<pad>",
         "unk_token": "<unk>",

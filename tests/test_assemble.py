@@ -194,3 +194,14 @@ def test_what_cannot_work_is_refused_before_weights_or_rows_are_read(tmp_path: P
         tunekit.trainer(plan, train_dataset=[{"text": "one", "label": 0}])
     assert {f.code for f in caught.value.findings} >= {"architecture-no-checkpointing"}
     assert not (tmp_path / "run").exists()
+
+
+def test_predict_answers_for_the_rows_in_their_order(tiny_encoder: str, tmp_path: Path) -> None:
+    rows = [{"text": "good " * (1 + 7 * i % 11), "label": i % 3} for i in range(24)]
+    plan = tunekit.Plan(
+        model=tiny_encoder, task="sequence-classification", method=tunekit.methods.Full(), output_dir=str(tmp_path / "out"),
+        per_device_eval_batch_size=2,
+    )  # fmt: skip
+    trainer = tunekit.trainer(plan, train_dataset=rows, eval_dataset=rows)
+    assert trainer.args.train_sampling_strategy == "group_by_length"
+    assert trainer.predict(trainer.eval_dataset).label_ids.tolist() == [row["label"] for row in rows]

@@ -57,6 +57,8 @@ class TrainerMixin:
     oom_over_ranks: bool = False
     """Whether several processes (DistributedDataParallel) recover together from a batch that does not fit: then gradients are
     shared after backward and not during it, and the ranks ask one another after every batch, which takes time."""
+    _in_order: bool = False
+    """Whether rows are being answered one by one, so that their order counts."""
     _aside: Path | None = None
     """Where the checkpoint that is being saved is written; None while none is."""
 
@@ -277,6 +279,21 @@ class TrainerMixin:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
         if missing:
             self._signature_columns = [*(self._signature_columns or ()), *self.learning_objective.columns]
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """The host's, in the order of the rows: under `train_sampling_strategy="group_by_length"` the host sorts these too
+        (transformers 5.17 to 5.23), and `predict` would answer for other rows than it was asked about."""
+        self._in_order = True
+        try:
+            return super().get_test_dataloader(test_dataset)  # type: ignore[misc]
+        finally:
+            self._in_order = False
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        if not self._in_order or eval_dataset is None or not hasattr(eval_dataset, "__len__"):
+            return super()._get_eval_sampler(eval_dataset)  # type: ignore[misc]
+        alone = self.args.world_size <= 1  # type: ignore[attr-defined]
+        return torch.utils.data.SequentialSampler(eval_dataset) if alone else None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """For `train_sampling_strategy="group_by_length"` a sampler that is right over ranks and after a resumption."""

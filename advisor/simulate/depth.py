@@ -347,11 +347,18 @@ def _runs(segments: Sequence[Segment]) -> list[list[int]]:
     return runs
 
 
+_ALIGNMENT = 64
+"""Bytes to which the attention kernels align the rows of a bias: 16 elements of 4 bytes."""
+
+
 def at_rows(timeline: Timeline, rows: int) -> Timeline:
     """The timeline with another number of rows, from the one that was recorded with `ROWS`.
 
     Every tensor of a step grows with the rows or does not; from two rows on no op treats their number as a case of its own.
+    A storage that ends with the last element in use, as that of an attention bias cut out of one with aligned rows, is short
+    of a multiple by what is cut off at its end.
     """
-    grows = (timeline.sizes % ROWS == 0) & ~np.isin(timeline.parts, _KEPT_PARTS)
-    sizes = np.where(grows, timeline.sizes // ROWS * rows, timeline.sizes)
+    short = -timeline.sizes % ROWS
+    grows = (short < _ALIGNMENT) & ~np.isin(timeline.parts, _KEPT_PARTS)
+    sizes = np.where(grows, (timeline.sizes + short) // ROWS * rows - short, timeline.sizes)
     return replace(timeline, sizes=sizes, ops=tuple((m, cost.at_rows(rows), n) for m, cost, n in timeline.ops))

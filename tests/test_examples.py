@@ -46,4 +46,4 @@ def test_every_example_asks_a_question_and_says_how_it_is_run() -> None:
     for name in EXAMPLES:
         head = (FOLDER / f"{name}.py").read_text("utf-8").split('"""')[1]
         assert "?" in head.splitlines()[0], name
-        assert f"    python examples/{name}.py" in head, name
+        assert f"python examples/{name}.py" in head, name

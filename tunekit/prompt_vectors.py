@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -56,7 +57,10 @@ class EncodedVectors(nn.Module):
     def forward(self) -> torch.Tensor:
         rows = self.embedding.weight
         if self.lstm is not None:
-            rows = self.lstm(rows[None])[0][0]
+            # In its own 32 bits also under autocast: on some CPUs oneDNN has no LSTM in bfloat16.
+            weightless = rows.device.type == "meta"
+            with nullcontext() if weightless else torch.autocast(rows.device.type, enabled=False):
+                rows = self.lstm(rows[None])[0][0]
         return self.head(rows)
 
 

@@ -99,8 +99,7 @@ def test_slurm_gets_one_task_a_machine_whose_rank_is_the_nodes(plan: Path) -> No
         (("num_processes=16", "--num-machines", "2"), "launch-address"),
         (("--machine-rank", "1"), "launch-rank"),
         (("data=null",), "plan-data-missing"),
-        (("sharding=fsdp",), "sharding-unsupported"),
-        (("sharding=zero3", "quantization=nf4"), "quantized-sharding"),
+        (("sharding=fsdp", "quantization=int8"), "quantized-sharding"),
     ],
 )
 def test_what_cannot_start_is_refused_and_nothing_is_written(asked: tuple[str, ...], code: str, plan: Path) -> None:

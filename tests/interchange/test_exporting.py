@@ -155,4 +155,4 @@ def test_every_run_leaves_a_card_with_its_scores(run_of: Any, slug: str) -> None
     metrics = {m["type"]: m["value"] for m in meta["model-index"][0]["results"][0]["metrics"]}
     assert metrics["accuracy"] == round(record["final"]["eval_accuracy"], 4) == round(scores_of(record)["accuracy"], 4)
     assert str(Path.home()) not in body
-    assert "tunekit.run_folder" in body
+    assert "tunekit.reopen" in body

@@ -200,8 +200,11 @@ def picks(case: Mapping[str, str], measured: Mapping[str, float]) -> tuple[str |
 
     config = model(case["model_family"], case["model_params"])
     in_words = {name: word for name, word in IN_WORDS.items() if name in measured}
+    facts = question(case)
     asked = [NAMES[name] for name in measured if name in NAMES] or ["full"]
-    advice = tunekit.advise(config, methods=list(dict.fromkeys(asked)), **question(case))
+    if facts["task"] != "sequence-classification":
+        asked = [slug for slug in asked if slug != "prompt-learning"]  # classes asked of a writer are texts to it
+    advice = tunekit.advise(config, methods=list(dict.fromkeys(asked)), **facts)
     if in_words and not advice.ranked:
         said = " ".join(f.fix for e in advice.rejected for f in e.findings) + " ".join(f.fix for f in advice.findings)
         pick = next((name for name, word in in_words.items() if word in said), None)

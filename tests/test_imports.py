@@ -119,6 +119,7 @@ TOP = (
     "tunekit.admission",
     "tunekit.assemble",
     "tunekit.calibrating",
+    "tunekit.running",
     "tunekit.starting",
     "tunekit.self_training",
     "tunekit.checking",

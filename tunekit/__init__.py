@@ -69,7 +69,7 @@ _WHERE = {
     "probe": "tunekit.probing",
     "prompt_scores": "tunekit.prompting",
     "reopen": "tunekit.run_folder",
-    "run": "tunekit.assemble",
+    "run": "tunekit.running",
     "search_label_words": "tunekit.prompting",
     "self_train": "tunekit.self_training",
     "set_adapter": "tunekit.adapters",
@@ -116,7 +116,6 @@ if TYPE_CHECKING:
         estimate_memory,
         estimate_time,
         optimizer,
-        run,
         trainer,
     )
     from tunekit.attach import load, prepare, unload
@@ -135,6 +134,7 @@ if TYPE_CHECKING:
     from tunekit.probing import probe
     from tunekit.prompting import calibrate_prompt, prompt_scores, search_label_words
     from tunekit.run_folder import reopen
+    from tunekit.running import run
     from tunekit.self_training import self_train
     from tunekit.starting import init
     from tunekit.student import make_student

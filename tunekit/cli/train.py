@@ -31,8 +31,8 @@ def answer(
     from tunekit.cli.values import read_plan
 
     read = read_plan(plan, changes or ())
-    from tunekit.assemble import run
     from tunekit.callbacks.progress import Progress
+    from tunekit.running import run
 
     progress = Progress(title=read.method.title)
     quiet = {} if verbose else {"log_level_replica": "error"}  # which the host raises to `warning` on other ranks

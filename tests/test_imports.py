@@ -92,6 +92,7 @@ ROWS: dict[str, set[str]] = {
     "tunekit.samples": {*NOUNS, "tunekit.metrics"},
     "tunekit.field_docs": NOUNS,
     "tunekit.commented": {*NOUNS, "tunekit.field_docs"},
+    "tunekit.code_docs": set(),
     "tunekit.run_folder": {*NOUNS, "tunekit.attach", "tunekit.pretrained"},
     "tunekit.interchange": {*NOUNS, *FORMATS, *ADAPTERS, "tunekit.attach", "tunekit.run_folder", "tunekit.interchange"},
     "tunekit.preflight": {*NOUNS, "tunekit.data", "tunekit.preflight"},

@@ -1,4 +1,4 @@
-"""`tunekit explain`: what a method, a setting of it, a setting of a plan, an objective or a rule means."""
+"""`tunekit explain`: what a method, a setting of it, a setting of a plan, an objective, a rule or an error's code means."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ from tunekit.cli.session import Answer, AsJson, Verbose, command
 
 @command
 def answer(
-    topic: Annotated[str, typer.Argument(help="lora, lora.r, plan, plan.warmup, data, a rule's slug, ...")],
+    topic: Annotated[
+        str, typer.Argument(help="lora, lora.r, plan, plan.warmup, data, a rule's slug, an error's code, ...")
+    ],
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> Answer:
-    """Say what a method, an objective, a rule, a callback or a setting means, and where it comes from.
+    """Say what a method, an objective, a rule, a callback, a setting or an error's code means, and where it comes from.
 
     [dim]Example:[/dim] tunekit explain lora.use_rslora
     """
     name, _, field = topic.partition(".")
     found = _find(name)
+    if found is None:
+        data = _code(name)
+        return Answer(data=data, text=lambda: _text(data))
     data = _rule(found) if hasattr(found, "judge") else _class(found, name, field)
     return Answer(data=data, text=lambda: _text(data))
 
 
 def _find(name: str) -> Any:
+    """What has this name; None where it is the code of a finding."""
     from tunekit.discovery import find, slugs
     from tunekit.errors import InvalidError
     from tunekit.finding import error, nearest
@@ -39,7 +45,11 @@ def _find(name: str) -> Any:
     for kind in kinds:
         if name in slugs(kind):
             return find(kind, name)
-    known = [*own, *(slug for kind in kinds for slug in slugs(kind))]
+    from tunekit.code_docs import all_codes, said_under
+
+    if said_under(name):
+        return None
+    known = [*own, *(slug for kind in kinds for slug in slugs(kind)), *all_codes()]
     raise InvalidError(error("topic-unknown", f"{name!r}", "nothing here has that name", nearest(name, known)))
 
 
@@ -80,6 +90,16 @@ def _rule(rule: Any) -> dict[str, Any]:
     }
 
 
+def _code(code: str) -> dict[str, Any]:
+    from tunekit.code_docs import said_under
+
+    places = [
+        {"severity": s.severity, "seen": s.seen, "why": s.why, "fix": s.fix, "module": s.module}
+        for s in said_under(code)
+    ]
+    return {"topic": code, "text": "what is said under this code", "places": places}
+
+
 def _text(data: dict[str, Any]) -> str:
     lines = [data["topic"], "", data["text"] or "(no further words)"]
     if "type" in data:
@@ -89,6 +109,9 @@ def _text(data: dict[str, Any]) -> str:
     for name, setting in data.get("settings", {}).items():
         lines.append(f"  {name}: {setting['type']}{_default(setting)}")
         lines += [f"      {line}" for line in setting["text"].splitlines()]
+    for place in data.get("places", []):
+        lines += ["", f"{place['severity']} in {place['module']}"]
+        lines += [f"  {part}: {place[part]}" for part in ("seen", "why", "fix") if place[part]]
     lines += [f"  says: {example['seen']}" for example in data.get("examples", [])]
     if data.get("reference"):
         lines += ["", f"source: {data['reference']}"]

@@ -77,6 +77,12 @@ def test_a_clean_script_gets_no_finding(name: str, tmp_path: Path) -> None:
     assert [str(f) for f in tunekit.check(CLEAN[name](tmp_path))] == []
 
 
+def test_labels_in_turns_are_not_taken_for_constant_ones(tmp_path: Path) -> None:
+    many = rows("sequence-classification", 500)  # about twice as many as are looked at, labelled 0, 1, 0, 1, ...
+    found = tunekit.check(trainer(tmp_path, given={"train_dataset": many, "eval_dataset": None}))
+    assert [str(f) for f in found] == []
+
+
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # TRL's own default
 def test_a_clean_sft_script_gets_no_finding(tiny_decoder: str, tmp_path: Path) -> None:
     pytest.importorskip("trl")

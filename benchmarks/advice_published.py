@@ -39,7 +39,8 @@ NAMES: Mapping[str, str] = {
 """What the cases call a method, and what `advise` calls it."""
 IN_WORDS = {"zero_shot_prompt": "zero-shot", "ipet": "self-training"}
 """What the advice says in words where there is no labelled row."""
-GOALS = {"no forgetting": "retention", "low memory": "memory", "training speed": "speed", "out-of-domain robustness": "retention"}  # fmt: skip
+GOALS = {"no forgetting": "retention", "low memory": "memory", "training speed": "speed", "out-of-domain robustness": "retention",
+         "storage": "storage", "file size": "storage", "latency": "latency"}  # fmt: skip
 WORDS = {
     "classification-sentiment": ("negative", "positive"), "classification-nli": ("entailment", "neutral", "contradiction"),
     "classification-topic": ("world", "sports", "business", "science"), "classification-boolean-qa": ("no", "yes"),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tunekit.advisor.rule import Question, Rule, example, moves
 from tunekit.discovery import find, slugs
 from tunekit.finding import Finding
 
-_SOURCE = "Schick and Schuetze, Exploiting Cloze Questions for Few Shot Text Classification and NLI, 2021, table 1"
-_FEW, _SOME = 100, 1000
+_SOURCE = (
+    "Schick and Schuetze, Exploiting Cloze Questions for Few Shot Text Classification and NLI, 2021, table 1; Gao et al., "
+    "Making Pre-trained Language Models Better Few-shot Learners, 2021 (11 points over 15 tasks with 16 rows a class); Le "
+    "Scao and Rush, How Many Data Points is a Prompt Worth?, 2021 (hundreds of rows, some 3,500 for inference)"
+)
+_FEW, _SOME, _INFERENCE = 100, 1000, 3500
 
 
 def _judge(q: Question) -> Finding | None:
@@ -22,6 +28,9 @@ def _judge(q: Question) -> Finding | None:
         return moves(
             "label-words", 6.0, f"starts from the classes' names, which {rows:,} rows cannot teach", why, _SOURCE
         )
+    if w.data.infers and rows <= _INFERENCE:
+        seen = "starts from words for what follows from what, worth some thousand rows"
+        return moves("label-words", 4.0 if rows <= _SOME else 1.0, seen, why, _SOURCE)
     if rows <= _SOME:
         return moves(
             "label-words", 1.6, "starts from the classes' names, still a help at this number of rows", why, _SOURCE
@@ -29,13 +38,16 @@ def _judge(q: Question) -> Finding | None:
     return moves("label-words", -0.1, "the names of the classes no longer help with this many rows", why, _SOURCE)
 
 
-def _prompted(num_examples: int, **more: str) -> tuple[Question, ...]:
+_INFERS = {"label_names": ("entailment", "contradiction")}
+
+
+def _prompted(num_examples: int, **more: Any) -> tuple[Question, ...]:
     if "prompt-learning" not in slugs("objective"):
         return ()
     made = find("objective", "prompt-learning")(
         templates=("{text} It was {mask}.",), verbalizer={"good": ("good",), "bad": ("bad",)}
     )
-    return (example("full", num_examples=num_examples, objective=made, **more),)  # type: ignore[arg-type]
+    return (example("full", num_examples=num_examples, objective=made, **more),)
 
 
 RULE = Rule(
@@ -43,6 +55,13 @@ RULE = Rule(
     title="With named classes and up to 1,000 rows, learn to fill in the name in a template",
     source=_SOURCE,
     judge=_judge,
-    fires=lambda: (*_prompted(50), *_prompted(500), *_prompted(5000), *_prompted(50, side="decoder")),
+    fires=lambda: (
+        *_prompted(50),
+        *_prompted(500),
+        *_prompted(500, data=_INFERS),
+        *_prompted(3000, data=_INFERS),
+        *_prompted(5000),
+        *_prompted(50, side="decoder"),
+    ),
     silent=lambda: (example("full", num_examples=50), example("lora", num_examples=50)),
 )

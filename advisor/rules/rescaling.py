@@ -10,14 +10,17 @@ _SOURCE = (
     "huggingface/peft method_comparison, Llama-3.2-3B"
 )
 _LARGE = 3 * 10**9
-_FEW = 100
+_FEW, _SOME = 100, 1000
 
 
 def _judge(q: Question) -> Finding | None:
     w = q.workload
     if q.plan.method.family != "rescaling":
         return None
-    if w.model.side == "seq2seq" and w.model.num_parameters >= _LARGE and 0 < w.data.num_examples <= _FEW:
+    large = w.model.side == "seq2seq" and w.model.num_parameters >= _LARGE
+    if large and _FEW < w.data.num_examples <= _SOME:
+        return None
+    if large and 0 < w.data.num_examples <= _FEW:
         return moves(
             "rescaling",
             2.0,
@@ -46,5 +49,9 @@ RULE = Rule(
             example("ia3", side="seq2seq", num_parameters=11 * 10**9, num_examples=50),
         ),
     ),
-    silent=lambda: (example("lora"), example("full")),
+    silent=lambda: (
+        example("lora"),
+        example("full"),
+        *where_installed("ia3", lambda: (example("ia3", side="seq2seq", num_parameters=11 * 10**9, num_examples=500),)),
+    ),
 )

@@ -39,6 +39,8 @@ ROWS: dict[str, set[str]] = {
     "tunekit.delta_format": {*NOUNS, "tunekit.snapshot"},
     "tunekit.peft_format": {*NOUNS, "tunekit.snapshot", "tunekit.delta_format"},
     "tunekit.attention": NOUNS,
+    "tunekit.packable": {*NOUNS, "tunekit.attention"},
+    "tunekit.joining": {*NOUNS, "tunekit.data", "tunekit.packable"},
     "tunekit.prefix_attention": {*NOUNS, "tunekit.attention"},
     "tunekit.deep_prompt": {*NOUNS, "tunekit.attention", "tunekit.prefix_attention"},
     "tunekit.prompt_vectors": set(),

@@ -159,7 +159,7 @@ def check_supported(plan: Plan) -> None:
     """Refuses what cannot work with the plan's model, from its configuration: no weights are read.
 
     Raises:
-        UnsupportedError: what the method or the objective refuses, and `architecture-no-checkpointing`.
+        UnsupportedError: what the method or the objective refuses, `architecture-no-checkpointing`, `packing-architecture`.
     """
     from tunekit.advisor.observe.model import model_facts
 
@@ -177,7 +177,16 @@ def check_supported(plan: Plan) -> None:
                 "transformers has none for this architecture", "set `activation_checkpointing: false`",
             )
         )  # fmt: skip
+    if plan.packing:
+        refused.append(_packing_fault(plan, facts.config_json))
     raise_all([finding for finding in refused if finding is not None], UnsupportedError)
+
+
+def _packing_fault(plan: Plan, config_json: str) -> Finding | None:
+    from tunekit.advisor.weightless import build
+    from tunekit.packable import packing_fault
+
+    return packing_fault(build(json.loads(config_json), Task.named(plan.task)))
 
 
 def check_output(plan: Plan, overwrite: bool = False) -> None:

@@ -13,6 +13,7 @@ from tunekit.discovery import find
 from tunekit.errors import raise_all
 from tunekit.finding import error
 from tunekit.host import training_arguments
+from tunekit.joining import lies_flat, told_apart
 from tunekit.material import gather
 from tunekit.plan import Plan
 from tunekit.pretrained import load_model, read_side
@@ -102,7 +103,7 @@ def trainer(
         model=model,
         args=args,
         objective=plan.objective,
-        train_dataset=_whole_batches(plan, material.train),
+        train_dataset=_whole_batches(plan, told_apart(plan, material.train, model)),
         eval_dataset=material.eval,
         processing_class=material.tokenizer,
         data_collator=collator(plan, material.tokenizer),
@@ -144,7 +145,7 @@ def _whole_batches(plan: Plan, rows: Any) -> Any:
     """The rows, with some that teach nothing at the end where the ranks would otherwise see rows twice."""
     from tunekit.data.fill import filled
 
-    if plan.num_processes == 1 or plan.packing:
+    if plan.num_processes == 1:
         return rows
     return filled(rows, plan.num_processes * plan.per_device_train_batch_size)
 
@@ -183,12 +184,15 @@ def optimizer(plan: Plan, model: nn.Module) -> torch.optim.Optimizer:
 def collator(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The collator of a plan's task, for a Trainer of your own: pads dynamically, labels with -100.
 
+    Rows that `tunekit.data.packing.pack` joined stay apart under it, in a model that keeps no cache while it trains, as a
+    Trainer sees to (`use_cache=False`); with a flash attention kernel they are laid end to end, without any padding.
+
     Example:
         >>> import tunekit
         >>> plan = tunekit.Plan(model="gpt2", task="causal-lm", method=tunekit.methods.Full())
         >>> collate = tunekit.collator(plan, tokenizer)                # doctest: +SKIP
     """
-    collate = task_collator(Task.named(plan.task), tokenizer)
+    collate = task_collator(Task.named(plan.task), tokenizer, flat=lies_flat(plan))
     return collate if plan.objective is None else partial(plan.objective.collate, collate=collate)
 
 

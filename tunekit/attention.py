@@ -141,12 +141,12 @@ def recorded(skeleton: nn.Module) -> list[Call]:
 
     # Registered for attention and not for masks: then no mask is made, whose making would look at values.
     ALL_ATTENTION_FUNCTIONS.register(_RECORDER, _record)
-    with torch.no_grad(), torch.device("meta"), _zero_for_values(), _recording() as calls:
+    with torch.no_grad(), torch.device("meta"), zero_for_values(), _recording() as calls:
         skeleton(**_tokens(skeleton))
     return calls
 
 
-def _zero_for_values() -> AbstractContextManager[Any]:
+def zero_for_values() -> AbstractContextManager[Any]:
     """Weightless tensors hold no values; code that reads one (is there padding?) gets zero, and finds none that are not."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -226,6 +226,8 @@ class Objective(Config):
     columns: ClassVar[tuple[str, ...]] = ()
     """Columns that `rows` adds and `collate` reads, which the model's forward does not know."""
 
+    packs: ClassVar[bool] = False
+    """Whether it is right on rows that are joined and told apart by position ids alone."""
     own_rows: ClassVar[bool] = False
     """Whether rows are encoded and answered its own way (`encode`, `answer`), so that columns which the model does not know
     are kept for it."""

@@ -150,11 +150,18 @@ class TrainerMixin:
         return self.oom_over_ranks and self.args.world_size > 1 and not self._sharded()  # type: ignore[attr-defined]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """The host's count, or the objective's own where it has one."""
+        """The objective's own count where it has one, that of the model's loss where it is ours to weigh, or the host's.
+
+        The host counts the first token of a row among the targets of GPT-2 and others whose loss it does not know.
+        """
         counts = [self.learning_objective.num_items(batch) for batch in batch_samples]
         known = [c for c in counts if c is not None]
         if not known or len(known) < len(counts):
-            return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
+            theirs = super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
+            plain = isinstance(self.learning_objective, Supervised) and self._own_loss_is_ours()
+            if theirs is None or not plain or any("shift_labels" in batch for batch in batch_samples):
+                return theirs
+            known = [num_supervised(self.model, batch["labels"]) for batch in batch_samples]  # type: ignore[attr-defined]
         total = torch.stack(known).sum().to(device)
         shared = self.args.average_tokens_across_devices and self.args.world_size > 1  # type: ignore[attr-defined]
         return self.accelerator.gather(total).sum() if shared else total  # type: ignore[attr-defined]

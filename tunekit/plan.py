@@ -152,7 +152,8 @@ class Plan:
     max_length: int | None = None
     """Truncation in tokens; None: the longest row, at most what the model's positions allow."""
     packing: bool = False
-    """Join rows to full sequences; causal-lm only."""
+    """Join rows to sequences of `max_length` tokens, where each stays apart from the others; causal-lm only.
+    `per_device_train_batch_size` then counts sequences. Rows to evaluate on stay as they are."""
     dtype: Dtype = "float32"
     """Dtype of the frozen base weights; with `mixed_precision` null also of the computation."""
     mixed_precision: Literal["bf16", "fp16"] | None = None

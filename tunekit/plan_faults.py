@@ -102,6 +102,13 @@ def combination_faults(plan: Plan) -> list[Finding]:
             "set `packing: false`",
         ),
         (
+            plan.packing and plan.objective is not None and not plan.objective.packs,
+            "plan-packing-objective",
+            f"`packing` with objective {plan.objective.slug if plan.objective is not None else ''}",
+            "it reads a row as one text, from its first token on",
+            "set `packing: false`",
+        ),
+        (
             plan.problem_type is not None and plan.task != "sequence-classification",
             "plan-problem-type-task",
             f"`problem_type` with task {plan.task}",

@@ -8,6 +8,7 @@ from math import exp, log, sqrt
 import numpy as np
 
 from tunekit.advisor.simulate.loop import Loop, Shape
+from tunekit.data.packing import best_fit
 from tunekit.plan import Plan
 from tunekit.workload import DataFacts, ModelFacts
 
@@ -31,6 +32,8 @@ class Batches:
     """One with the average padded length: it decides the duration."""
     mean_tokens: float
     """Tokens a row without padding, target included."""
+    rows_per_example: float = 1.0
+    """Below one where several examples share a row."""
 
 
 def batches(plan: Plan, model: ModelFacts, data: DataFacts | None, loop: Loop) -> Batches:
@@ -44,6 +47,8 @@ def batches(plan: Plan, model: ModelFacts, data: DataFacts | None, loop: Loop) -
         return _peft_benchmark(plan, cap or _ASSUMED_LENGTH)
     known = _cut(data.lengths if data else (), cap)
     targets = _cut(data.target_lengths if data else (), cap)
+    if plan.packing and known is not None:
+        return _packed(plan, known)
     rows = plan.per_device_train_batch_size
     full = plan.packing or known is None
     top = cap or _ASSUMED_LENGTH
@@ -64,6 +69,16 @@ def batches(plan: Plan, model: ModelFacts, data: DataFacts | None, loop: Loop) -
     tokens = float(known.mean() if known is not None and not full else longest)
     tokens = (tokens + float(targets.mean() if targets is not None else target)) * choices
     return Batches(longest=biggest, typical=usual, mean_tokens=tokens)
+
+
+def _packed(plan: Plan, known: np.ndarray) -> Batches:
+    """Full sequences under a mask that keeps their examples apart, as `tunekit.data.packing` makes them of these lengths."""
+    capacity = plan.max_length or int(known[-1])
+    share = len(best_fit(known.tolist(), capacity)) / len(known)
+    longest = Shape(batch=plan.per_device_train_batch_size, length=max(capacity, int(known[-1])))
+    return Batches(
+        longest=longest, typical=replace(longest, length=capacity), mean_tokens=float(known.mean()) / share, rows_per_example=share
+    )  # fmt: skip
 
 
 def _peft_benchmark(plan: Plan, longest: int) -> Batches:

@@ -378,7 +378,7 @@ def _time(
     micro = plan.gradient_accumulation_steps
     parts = {m: s * (micro if m in _PER_ROW else 1) for m, s in once.items() if s}
     step = sum(parts.values())
-    steps = num_steps(plan, data)
+    steps = num_steps(plan, data, shapes.rows_per_example)
     low, high = _TIME_SPREAD if fidelity == "traced" else (0.3, 3.0)
     total = step * (steps or 1)
     flops = sum(c.flops * n * (micro if m in _PER_ROW else 1) for m, c, n in ops)

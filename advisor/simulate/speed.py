@@ -107,11 +107,17 @@ def op_seconds(cost: Cost, line: Roofline) -> float:
     return max(moved, cost.flops / (rate * (line.attention_share if attends else 1.0)))
 
 
-def num_steps(plan: Plan, data: DataFacts | None) -> int | None:
-    """Optimizer steps of a run; None where neither the plan nor the data say."""
+def num_steps(plan: Plan, data: DataFacts | None, rows_per_example: float = 1.0) -> int | None:
+    """Optimizer steps of a run; None where neither the plan nor the data say.
+
+    Args:
+        plan: How long it trains.
+        data: How many examples there are.
+        rows_per_example: Below one where rows are packed.
+    """
     if plan.max_steps is not None:
         return plan.max_steps
     if data is None or not data.num_examples:
         return None
-    per_epoch = max(1, math.ceil(data.num_examples / plan.effective_batch_size))
+    per_epoch = max(1, math.ceil(data.num_examples * rows_per_example / plan.effective_batch_size))
     return max(1, math.ceil(per_epoch * plan.num_train_epochs))

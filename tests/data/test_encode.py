@@ -318,9 +318,9 @@ def test_rows_stay_as_they_were_and_nothing_is_written(
 def test_large_rows_go_to_a_folder_of_the_process(
     minilm: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunekit.data.encode._IN_MEMORY_BYTES", 1)
+    monkeypatch.setattr("tunekit.data.place._IN_MEMORY_BYTES", 1)
     registered: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("tunekit.data.encode.atexit.register", lambda *a, **k: registered.append(a))
+    monkeypatch.setattr("tunekit.data.place.atexit.register", lambda *a, **k: registered.append(a))
     made = encoded({"text": ["a", "b"], "label": [0, 1]}, "sequence-classification", minilm)
     folder = Path(made.dataset.cache_files[0]["filename"]).parent
     assert registered[0][1] == str(folder)

@@ -36,12 +36,18 @@ class Collator:
     """Whether padding goes to the left of rows."""
     multiple: int
     """Lengths are rounded up to a multiple of this number of tokens."""
+    pad: int = 0
+    """What stands for no token."""
+    flat: bool = False
+    """Whether rows with position ids are laid end to end in one row, for kernels that take examples of any length."""
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The batch, one tensor a column."""
         rows = [{k: v for k, v in row.items() if k in KEPT and v is not None} for row in features]
         if self.task == "seq2seq":
             return self._with_targets(rows)
+        if self.task == "causal-lm" and "position_ids" in rows[0]:
+            return self._told_apart(rows)
         if self.task == "multiple-choice" and "labels" not in rows[0]:
             batch = dict(self.collate([{**row, "labels": 0} for row in rows]))
             return {k: v for k, v in batch.items() if k != "labels"}
@@ -51,6 +57,25 @@ class Collator:
             moved = batch["input_ids"].new_tensor([batch["input_ids"].shape[1] - len(row["input_ids"]) for row in rows])
             batch |= {name: batch[name] + moved for name in ("start_positions", "end_positions")}
         return batch
+
+    def _told_apart(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Rows in which position ids say where an example begins; without an attention mask, which would overrule them.
+
+        Padding is an example of its own, whose tokens nothing looks at and which teaches nothing.
+        """
+        import torch
+
+        names = [name for name in ("input_ids", "labels", "position_ids") if name in rows[0]]
+        if self.flat:
+            return {n: torch.tensor([x for row in rows for x in row[n]])[None] for n in names}
+        width = -(-max(len(row["input_ids"]) for row in rows) // self.multiple) * self.multiple
+
+        def filled(name: str, row: dict[str, Any]) -> list[int]:
+            missing = width - len(row["input_ids"])
+            ends = {"input_ids": [self.pad] * missing, "labels": [IGNORE] * missing, "position_ids": [*range(missing)]}
+            return [*row[name], *ends[name]]
+
+        return {name: torch.tensor([filled(name, row) for row in rows]) for name in names}
 
     def _with_targets(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Sources on the tokenizer's side, targets always to the left of their padding.
@@ -67,7 +92,7 @@ class Collator:
 
 
 def collator(
-    task: Task, tokenizer: PreTrainedTokenizerBase, *, pad_to_multiple_of: int | None = None
+    task: Task, tokenizer: PreTrainedTokenizerBase, *, pad_to_multiple_of: int | None = None, flat: bool = False
 ) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
     """The function from rows of `encode` to a padded batch.
 
@@ -76,6 +101,7 @@ def collator(
         tokenizer: Tells the padding token and the side; left as it is. One without a padding token is replaced by a
             copy that has one, see `ensure_pad_token`.
         pad_to_multiple_of: Round lengths up to a multiple, in tokens; tensor cores like 8.
+        flat: Lay rows that carry position ids end to end in one row instead of padding them.
 
     Raises:
         UnsupportedError: `pad-token-missing`.
@@ -91,7 +117,9 @@ def collator(
         "multiple-choice": transformers.DataCollatorForMultipleChoice,
     }.get(task.name, transformers.DataCollatorWithPadding)
     left = tokenizer.padding_side == "left"
-    return Collator(task=task.name, collate=build(**settings), left=left, multiple=pad_to_multiple_of or 1)
+    return Collator(
+        task=task.name, collate=build(**settings), left=left, multiple=pad_to_multiple_of or 1, pad=int(tokenizer.pad_token_id), flat=flat,
+    )  # fmt: skip
 
 
 def ensure_pad_token(

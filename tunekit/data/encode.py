@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import shutil
 import string
-import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +13,7 @@ from tunekit.data.generate import messages_encoder, prompt_encoder, seq2seq_enco
 from tunekit.data.labels import IGNORE
 from tunekit.data.labels import label_names as read_names
 from tunekit.data.labels import problem_type as read_problem
+from tunekit.data.place import place
 from tunekit.data.quiet import no_bars
 from tunekit.data.spans import answer_encoder, token_encoder
 from tunekit.data.tally import Tally
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
     from tunekit.task import Task
 
 BATCH_ROWS = 1_000
-_IN_MEMORY_BYTES = 2 * 2**30
 _NO_LIMIT = 10**9
 """Tokenizers without a length of their own say a number above this one."""
 
@@ -104,7 +100,7 @@ def encode(
                 remove_columns=used,
                 load_from_cache_file=False,
                 new_fingerprint=uuid.uuid4().hex[:16],
-                **_place(dataset),
+                **place(dataset),
             )
         )
     if not len(made):
@@ -214,12 +210,3 @@ def _keeping(
         return {k: [v for v, keep in zip(values, teaching, strict=True) if keep] for k, values in made.items()}
 
     return encode_batch
-
-
-def _place(dataset: datasets.Dataset) -> dict[str, Any]:
-    """Where `map` puts its rows: in memory, or, for large data, in a folder that goes away with the process."""
-    if (dataset.size_in_bytes or dataset.data.nbytes) < _IN_MEMORY_BYTES:
-        return {"keep_in_memory": True}
-    folder = tempfile.mkdtemp(prefix="tunekit-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return {"cache_file_name": os.path.join(folder, "rows.arrow")}

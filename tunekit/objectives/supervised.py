@@ -26,6 +26,7 @@ class Supervised(Objective):
     title: ClassVar[str] = "Supervised"
     reference: ClassVar[str] = "the loss that transformers' task heads compute"
     plain_trainer: ClassVar[bool] = True
+    packs: ClassVar[bool] = True
 
     def loss(
         self, model: nn.Module, inputs: Mapping[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
@@ -47,15 +48,24 @@ class Supervised(Objective):
 
 
 def num_supervised(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
-    """How many labels the model's mean is taken over, counted as the Trainer counts them for the whole step.
+    """How many labels the model's mean is taken over.
 
     A decoder's loss shifts the labels by one, so the first position of a row is no target.
     """
-    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
-
     inner = model
     while hasattr(inner, "module") or hasattr(inner, "get_base_model"):
         inner = inner.module if hasattr(inner, "module") else inner.get_base_model()
-    decoder = not getattr(getattr(inner, "config", None), "is_encoder_decoder", False)
-    shifted = decoder and LOSS_MAPPING.get(getattr(inner, "loss_type", "")) is ForCausalLMLoss
-    return (labels[..., 1:] if shifted else labels).ne(-100).sum()
+    return (labels[..., 1:] if _shifts(inner) else labels).ne(-100).sum()
+
+
+def _shifts(model: Any) -> bool:
+    """Whether the loss of a transformers model compares each position with the label after it."""
+    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False
+    kind = getattr(model, "loss_type", "")
+    if kind is None:
+        # transformers reads the loss off the class's name; what ends in `LMHeadModel` (GPT-2) says none, and gets this one.
+        return getattr(model, "get_output_embeddings", lambda: None)() is not None
+    return LOSS_MAPPING.get(kind) is ForCausalLMLoss

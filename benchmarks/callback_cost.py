@@ -1,12 +1,13 @@
-"""What all callbacks together cost: pairs of runs, with and without, one after the other in one process.
+"""What all callbacks together cost: pairs of runs, with and without, whose steps alternate.
 
-python benchmarks/callback_cost.py --pairs 5        adds five pairs to the results and prints what there is
+python benchmarks/callback_cost.py --pairs 20       adds twenty pairs to the results and prints what there is
 python benchmarks/callback_cost.py --table          only prints
 
-A pair is two runs of the same steps of a BERT of MiniLM's shape (6 layers, 384 wide) on four rows of 32 tokens; which comes first
-alternates. `steps` is the time from the first to the last step, as a callback of neither sees it; `fit` the whole of
-`train()`, in which what is checked before the first step counts; `_cpu` is the process's own time. Beside it the time inside each callback's
-events, by a run that measures it.
+A pair is two runs of the same steps of a BERT of MiniLM's shape (6 layers, 384 wide) on four rows of 32 tokens, in two
+threads of which one works at a time: a step of one, a step of the other, so that a machine whose speed wanders slows both
+alike. The main thread, which is some 1 % quicker, belongs to the run with callbacks in half of the pairs. `steps` is the time of all steps but the first, from the beginning of one to the beginning of the next; `fit` the
+whole of `train()`, in which what is checked before the first step counts; `_cpu` is the process's own time. Beside it the
+time inside each callback's events, by a run that measures it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,7 +26,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "callback_cost.json"
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-STEPS, BATCH, LENGTH, LAYERS = 30, 4, 32, 6
+STEPS, BATCH, LENGTH, LAYERS = 80, 4, 32, 6
+OTHER = {"with": "without", "without": "with"}
 
 
 def model() -> Any:
@@ -48,23 +51,41 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
-def train(callbacks: list[Any], timed: Counter[str] | None = None) -> dict[str, float]:
-    import torch
+class Turns:
+    """Two threads, one of which works at a time; what each takes while it does, stretch by stretch."""
+
+    def __init__(self, first: str, second: str) -> None:
+        self.turn, self.others = first, {first: second, second: first}
+        self.changed = threading.Condition()
+        self.stretches: dict[str, list[tuple[float, float]]] = {first: [], second: []}
+        self.began: tuple[float, float] = (0.0, 0.0)
+
+    def take(self, who: str) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: self.turn == who)
+        self.began = now()
+
+    def give(self, who: str, *, ended: bool = False) -> None:
+        at = now()
+        self.stretches[who].append((at[0] - self.began[0], at[1] - self.began[1]))
+        with self.changed:
+            other = self.others[who]
+            if ended:
+                self.others[other] = other
+            self.turn = other
+            self.changed.notify_all()
+
+
+def train(callbacks: list[Any], who: str, turns: Turns | None = None, timed: Counter[str] | None = None) -> None:
+    """One run; it hands over to the other at the beginning of every step."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    class Clock(TrainerCallback):
-        def __init__(self) -> None:
-            self.marks: list[tuple[float, float]] = []
-
+    class HandOver(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 1:
-                self.marks = [now()]
+            if turns is not None:
+                turns.give(who)
+                turns.take(who)
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == STEPS:
-                self.marks.append(now())
-
-    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             folder, max_steps=STEPS, per_device_train_batch_size=BATCH, logging_steps=10, save_strategy="no", report_to="none",
@@ -72,16 +93,30 @@ def train(callbacks: list[Any], timed: Counter[str] | None = None) -> dict[str, 
         )  # fmt: skip
         for callback in callbacks if timed is not None else ():
             measure(callback, timed)
-        # The clock first in the list, so that a step ends before the callbacks see its end, and the next one includes them.
-        trainer = Trainer(model(), args, train_dataset=rows(), callbacks=[clock, *callbacks])
-        torch.manual_seed(1)
-        began = now()
+        # First in the list, so that a stretch holds all events of its own step.
+        trainer = Trainer(model(), args, train_dataset=rows(), callbacks=[HandOver(), *callbacks])
+        if turns is not None:
+            turns.take(who)
         trainer.train()
-        ended = now()
-    spans = {"steps": clock.marks, "fit": [began, ended]}
-    return {
-        f"{name}{unit}": span[1][i] - span[0][i] for name, span in spans.items() for i, unit in enumerate(("", "_cpu"))
-    }
+        if turns is not None:
+            turns.give(who, ended=True)
+
+
+def pair(first: str, main: str) -> dict[str, Any]:
+    """Both runs, steps in turns, one of them in the main thread: memory is quicker there, whoever it is."""
+    turns = Turns(first, OTHER[first])
+    callbacks = {"with": everything(), "without": []}
+    beside = threading.Thread(target=train, args=(callbacks[OTHER[main]], OTHER[main], turns), daemon=True)
+    beside.start()
+    train(callbacks[main], main, turns)
+    beside.join()
+    return {"main": main, **{who: spans(stretches) for who, stretches in turns.stretches.items()}}
+
+
+def spans(stretches: list[tuple[float, float]]) -> dict[str, float]:
+    assert len(stretches) == STEPS + 1, len(stretches)
+    names = (("steps", stretches[2:]), ("fit", stretches))
+    return {f"{name}{unit}": sum(s[i] for s in of) for name, of in names for i, unit in enumerate(("", "_cpu"))}
 
 
 def now() -> tuple[float, float]:
@@ -121,9 +156,15 @@ def report(results: dict[str, Any]) -> str:
     pairs = results["pairs"]
     lines = [f"{len(pairs)} pairs of {STEPS} steps; without: median {statistics.median(p['without']['steps'] for p in pairs) / (STEPS - 1) * 1e3:.1f} ms a step"]  # fmt: skip
     for what in ("steps", "steps_cpu", "fit", "fit_cpu"):
-        ratios = sorted(p["with"][what] / p["without"][what] - 1 for p in pairs)
-        total = sum(p["with"][what] for p in pairs) / sum(p["without"][what] for p in pairs) - 1
-        lines.append(f"{what:9}  median {statistics.median(ratios):+.2%}, of all together {total:+.2%}, quartiles {ratios[len(ratios) // 4]:+.2%} to {ratios[3 * len(ratios) // 4]:+.2%}")  # fmt: skip
+        groups = [
+            sorted(p["with"][what] / p["without"][what] - 1 for p in pairs if p["main"] == main)
+            for main in OTHER if any(p["main"] == main for p in pairs)
+        ]  # fmt: skip
+        middle = statistics.mean(statistics.median(g) for g in groups)
+        each = ", ".join(f"{len(g)} pairs {statistics.median(g):+.2%} ({g[len(g) // 4]:+.2%} to {g[3 * len(g) // 4]:+.2%})" for g in groups)  # fmt: skip
+        lines.append(
+            f"{what:9}  {middle:+.2%}: medians (quartiles) with the callbacks in the main thread, beside it: {each}"
+        )
     each = {
         k: v for k, v in results["events"].items() if "on_step" in k or "on_pre" in k or "on_opt" in k or "substep" in k
     }
@@ -144,13 +185,14 @@ def main() -> None:
     asked = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"pairs": [], "events": {}}
     if not asked.table:
-        train(everything())  # warms up both
+        train(everything(), "with")  # warms up both
         timed: Counter[str] = Counter()
-        train(everything(), timed)
+        train(everything(), "with", timed=timed)
         results["events"] = dict(timed)
         for _ in range(asked.pairs):
-            order = ("with", "without") if len(results["pairs"]) % 2 else ("without", "with")
-            results["pairs"].append({name: train(everything() if name == "with" else []) for name in order})
+            mains = [p["main"] for p in results["pairs"]]
+            main = "with" if mains.count("with") <= mains.count("without") else "without"
+            results["pairs"].append(pair("with" if len(mains) % 2 else "without", main))
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(report(results), file=sys.stdout)
 

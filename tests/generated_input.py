@@ -15,8 +15,10 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -149,15 +151,25 @@ def limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@cache
+def command_of(app: Any) -> Any:
+    """The command line, made once a process."""
+    from typer.main import get_command
+
+    return get_command(app)
+
+
 def call(line: list[str]) -> tuple[int, str]:
     """Runs a command in this process, in this folder; its exit code and what it said."""
+    from typer import testing
     from typer.testing import CliRunner
 
     from tunekit.cli.main import app
 
     line = [*line, "--dry-run"] if line[0] == "launch" and "--dry-run" not in line else line
     before = state(Path.cwd())
-    with limited(LONGEST_SECONDS):
+    # Typer reads all commands' signatures at each call, which takes longer than most of the commands.
+    with limited(LONGEST_SECONDS), patch.object(testing, "_get_command", command_of):
         result = CliRunner().invoke(app, line)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         said = "".join(traceback.format_exception(result.exception))

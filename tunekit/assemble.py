@@ -102,7 +102,7 @@ def trainer(
     made = cls(
         model=model,
         args=args,
-        objective=plan.objective,
+        objective=plan.learning_objective,
         train_dataset=_whole_batches(plan, told_apart(plan, material.train, model)),
         eval_dataset=material.eval,
         processing_class=material.tokenizer,

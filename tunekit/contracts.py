@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -21,6 +23,20 @@ if TYPE_CHECKING:
 
 Family = Literal["full", "partial", "lora", "rescaling", "prompts", "adapters", "other"]
 Reads = Literal["nothing", "weights", "data"]
+
+REPEATED: ContextVar[tuple[int, int]] = ContextVar("REPEATED", default=(1, 1))
+"""How often what is done now stands for, as a fraction: read by the simulator, where a loop is taken once without weights."""
+
+
+@contextmanager
+def repeated(all_of_it: int, this: int) -> Iterator[None]:
+    """While it lasts, an op on weightless tensors counts as `all_of_it / this` of them."""
+    token = REPEATED.set((all_of_it, this))
+    try:
+        yield
+    finally:
+        REPEATED.reset(token)
+
 
 OWN_MODULE = "tunekit_objective"
 """The name that a module of an objective's own has in the model while it learns there; it is never shipped."""

@@ -15,6 +15,8 @@ from tunekit.attach import prepared
 from tunekit.checkpoint import check_ranks, last_checkpoint
 from tunekit.contracts import Objective
 from tunekit.data.fill import num_fillers, real_rows
+from tunekit.errors import UnsupportedError
+from tunekit.finding import error
 from tunekit.fsdp import by_blocks, share
 from tunekit.objectives.supervised import Supervised, num_supervised
 from tunekit.out_of_memory import (
@@ -69,6 +71,10 @@ class TrainerMixin:
         self._share = 1.0
         super().__init__(*args, **kwargs)
         by_blocks(self)
+        if getattr(self.learning_objective, "loss_kernel", "plain") != "plain" and not self._own_loss_is_ours():
+            raise UnsupportedError(
+                error("loss-kernel-unused", "`loss_kernel: chunked` where another loss is computed", "a label smoother, a loss function, a trainer with a loss of its own or DataParallel takes its place", "leave that out, or set `loss_kernel: plain`")
+            )  # fmt: skip
         if not self.learning_objective.plain_trainer:
             # The host asks whether the model's own loss takes the number of items; this loss does.
             self.model_accepts_loss_kwargs = True

@@ -179,6 +179,8 @@ class Plan:
     """Optimizer steps; overrides `num_train_epochs`."""
     seed: int = 42
     loss_kernel: Literal["plain", "chunked", "liger"] = "plain"
+    """How the loss over the vocabulary is computed: `chunked` leaves out positions that teach nothing and never holds all
+    logits (`tunekit.objectives.Supervised`); `liger` are Liger's kernels, on a GPU."""
     num_processes: int = 1
     """Processes over all machines, one a device."""
     num_machines: int = 1
@@ -201,6 +203,14 @@ class Plan:
     def effective_batch_size(self) -> int:
         """Rows per optimizer step over accumulation and processes."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_processes
+
+    @property
+    def learning_objective(self) -> Objective | None:
+        """What is minimised, by the loss kernel of the plan; None for the model's own loss as it stands."""
+        if self.loss_kernel != "chunked":
+            return self.objective
+        supervised: Any = find("objective", "supervised")
+        return supervised(loss_kernel="chunked")
 
     def replace(self, **changes: Any) -> Plan:
         """A copy with other values; a name that is no field is an error naming the nearest."""

@@ -109,6 +109,20 @@ def combination_faults(plan: Plan) -> list[Finding]:
             "set `packing: false`",
         ),
         (
+            plan.loss_kernel == "chunked" and plan.task not in ("causal-lm", "seq2seq"),
+            "plan-loss-kernel-task",
+            f"`loss_kernel: chunked` with task {plan.task}",
+            "only the loss over a vocabulary is worth taking in chunks",
+            "set `loss_kernel: plain`",
+        ),
+        (
+            plan.loss_kernel == "chunked" and plan.objective is not None and plan.objective.slug != "supervised",
+            "plan-loss-kernel-objective",
+            f"`loss_kernel: chunked` with objective {plan.objective.slug if plan.objective is not None else ''}",
+            "it has a loss of its own, over a vocabulary in pieces where it has one",
+            "set `loss_kernel: plain`",
+        ),
+        (
             plan.problem_type is not None and plan.task != "sequence-classification",
             "plan-problem-type-task",
             f"`problem_type` with task {plan.task}",

@@ -264,7 +264,7 @@ def _recorded(
         checkpoints=plan.activation_checkpointing,
     )
     method = as_peft(plan.method) if loop.startswith("peft") else plan.method
-    return record(subject, method, plan.objective, shape, step)
+    return record(subject, method, plan.learning_objective, shape, step)
 
 
 def _reserved(timeline: Any, fixed: Mapping[str, int], plan: Plan, loop: Loop) -> int:

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunekit.advisor.simulate import kernels
 from tunekit.advisor.simulate.answers import Cost, answer, on_host
+from tunekit.contracts import REPEATED
 
 Block = tuple[int, int]
 """(stack, index): the index-th block of the stack-th list of blocks."""
@@ -257,7 +258,7 @@ class Recorder(TorchDispatchMode):
             elif args and isinstance(args[0], list | tuple) and self.moment == "optimizer":
                 self._share_out(cost, args[0])
             else:
-                segment.ops[cost] += 1
+                segment.ops[_as_often(cost)] += 1
             if scratch:
                 segment.events.append(~self._born(scratch))
                 self._died_in[len(self._sizes) - 1] = self.moment
@@ -298,3 +299,12 @@ class Recorder(TorchDispatchMode):
             watch = self._live.get(tensor.untyped_storage()._cdata)
             if watch is not None and block is not None:
                 self._owners[watch.number] = block
+
+
+def _as_often(cost: Cost) -> Cost:
+    """The cost of an op as often as it stands for: a loop over rows grows with them as a whole."""
+    all_of_it, this = REPEATED.get()
+    if all_of_it == this:
+        return cost
+    flops, num_bytes = cost.flops * all_of_it // this, cost.num_bytes * all_of_it // this
+    return cost._replace(flops=flops, num_bytes=num_bytes, fixed_flops=0, fixed_bytes=0)

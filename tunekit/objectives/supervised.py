@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tunekit.contracts import Objective
 
@@ -19,8 +19,14 @@ class Supervised(Objective):
 
     Example:
         >>> Supervised().to_dict()
-        {'kind': 'supervised'}
+        {'kind': 'supervised', 'loss_kernel': 'plain'}
     """
+
+    loss_kernel: Literal["plain", "chunked"] = "plain"
+    """`chunked`: the same loss and gradient of a causal-lm or seq2seq model with its output layer applied to supervised
+    positions only, and never to all of them at once. Faster where prompts are not learnt, and where a vocabulary of tens of
+    thousands of words fills the memory (Hsu et al., Liger Kernel, 2024; Wijmans et al., Cut Your Losses, 2024). The outputs
+    then hold no logits; an evaluation makes them all."""
 
     slug: ClassVar[str] = "supervised"
     title: ClassVar[str] = "Supervised"
@@ -38,6 +44,8 @@ class Supervised(Objective):
         it; the others (BERT's heads, T5, BART) return the mean, so that under accumulation over N batches a plain
         Trainer trains on N times the loss (seen with transformers 5.17 to 5.23).
         """
+        if self.loss_kernel == "chunked" and model.training and "labels" in inputs:
+            return _chunked(model, inputs, num_items_in_batch)
         outputs = model(**inputs)
         loss = outputs["loss"]
         if num_items_in_batch is not None and "labels" in inputs:
@@ -45,6 +53,19 @@ class Supervised(Objective):
             # The mean over nothing is no number; a rank may have such a batch, at the end of an epoch.
             loss = loss.where(here > 0, 0.0) * (here / num_items_in_batch)
         return loss, outputs
+
+
+def _chunked(
+    model: nn.Module, inputs: Mapping[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None
+) -> tuple[torch.Tensor, Any]:
+    from tunekit.objectives._chunked import chunked_cross_entropy, with_router_loss
+
+    total, here, outputs = chunked_cross_entropy(model, inputs)
+    # A batch without a target adds nothing; one that is all there is has no mean, as in the plain loss.
+    mean = with_router_loss(model, outputs, total / here.clamp(min=1))
+    if num_items_in_batch is None:
+        return mean, outputs
+    return mean * (here / num_items_in_batch), outputs
 
 
 def num_supervised(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:

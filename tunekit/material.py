@@ -13,6 +13,7 @@ from tunekit.data.labels import label_names as read_label_names
 from tunekit.data.labels import num_labels as count_labels
 from tunekit.data.labels import problem_type as read_problem_type
 from tunekit.data.read import Rows, read
+from tunekit.data.tokenised import check_tokenised
 from tunekit.errors import InvalidError
 from tunekit.finding import Finding, error
 from tunekit.once import once_a_machine
@@ -85,6 +86,9 @@ def _gather(plan: Plan, train_dataset: Any, eval_dataset: Any) -> Material:
     rows = _rows(plan, train_dataset, eval_dataset)
     tokenizer = ensure_pad_token(load_tokenizer(plan.model, plan.revision))
     if "input_ids" in rows.train.column_names:
+        for split in (rows.train, rows.eval):
+            if split is not None:
+                check_tokenised(split)
         return Material(
             tokenizer=tokenizer, train=rows.train, eval=rows.eval, label_names=(), num_labels=None, problem_type=plan.problem_type, findings=()
         )  # fmt: skip

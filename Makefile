@@ -19,7 +19,7 @@ OLDEST_FREE := transformers|peft|huggingface-hub|tokenizers|sentence-transformer
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint format types bench matrix examples oldest clean
+.PHONY: help demo test test-all lint format types docs wheel-smoke bench matrix examples oldest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,13 @@ types: $(VENV)/.stamp-dev ## mypy, on a throw-away tree laid out as it is import
 	cp -R advisor build/types/tunekit/advisor
 	cp -R callbacks build/types/tunekit/callbacks
 	cd build/types && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p tunekit
+
+docs: $(VENV)/.stamp-docs ## the documentation, into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The dependencies are those of the environment: what is tried is whether the wheel and the sdist hold what they need.
+wheel-smoke: $(VENV)/.stamp-dev ## wheel and sdist, installed into a fresh environment and used away from the tree
+	$(BIN)/python tests/wheel_smoke.py
 
 bench: $(VENV)/.stamp-test ## the benchmarks, each printing what it measured
 	@for file in $(filter-out benchmarks/matrix.py benchmarks/matrix_sharding.py benchmarks/gpu_%,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done

@@ -50,7 +50,7 @@ def trained(folder: Path, kind: str, stage: int | None, ranks: int) -> dict[str,
         "ACCELERATE_USE_CPU": "true",
         "DS_ACCELERATOR": "cpu",
     }
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     command = [*launch, str(RANK)] if ranks > 1 else [sys.executable, str(RANK)]
     done = subprocess.run([*command, kind, str(output), *config], capture_output=True, text=True, timeout=540, env=env)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -7,7 +7,8 @@ The two libraries need different versions of transformers, so each runs in its o
 adapted steps alternate. Bare is the frozen model with gradients that flow down to its embeddings, as adapters need them: what
 an adapter adds is then its own work alone. Time is the processor's, on one thread, so that others on the machine count for
 little. Memory is what the forward pass keeps for the backward one, tensor by tensor, and the parameters with gradients and
-AdamW's two moments. Ratios are ours over theirs; up to 1.00 is the aim. Writes benchmarks/results/adapter_speed.json.
+AdamW's two moments. The work is counted too, since it does not swing as seconds do: floating-point operations of the matrix
+products, and the bytes that all other operations write. Ratios are ours over theirs; up to 1.00 is the aim. Writes benchmarks/results/adapter_speed.json.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "adapter_speed.json"
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::_unsafe_view")
 KINDS = {"seq_bn": "pfeiffer", "double_seq_bn": "houlsby", "par_bn": "parallel"}
 TASK = "sequence-classification"
 
@@ -96,6 +98,28 @@ def kept_bytes(model: Any, batch: dict[str, Any]) -> int:
     return total
 
 
+def work_of(model: Any, batch: dict[str, Any]) -> tuple[int, int]:
+    """Floating-point operations in matrix products, and bytes that other operations write, of one step."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    class Written(TorchDispatchMode):
+        total = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            if not func.is_view and func._schema.name not in PRODUCTS:
+                every = made if isinstance(made, tuple | list) else (made,)
+                self.total += sum(t.nbytes for t in every if isinstance(t, torch.Tensor))
+            return made
+
+    with FlopCounterMode(display=False) as counted, Written() as written:
+        model(**batch).loss.backward()
+    model.zero_grad()
+    return counted.get_total_flops(), written.total
+
+
 def work(library: str, asked: argparse.Namespace) -> None:
     """One environment's measurements as a line of JSON."""
     import torch
@@ -105,6 +129,7 @@ def work(library: str, asked: argparse.Namespace) -> None:
     ids = torch.randint(8000, (asked.batch, asked.tokens), generator=draw)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(asked.batch) % 2}
     plain, result = bare(asked.layers, asked.width), {}
+    base = work_of(plain, batch)
     for kind in KINDS:
         model = adapted(library, kind, asked.layers, asked.width)
         for m in (plain, model):
@@ -112,6 +137,7 @@ def work(library: str, asked: argparse.Namespace) -> None:
         pairs = [(step(plain, batch), step(model, batch)) for _ in range(asked.steps)]
         heads = sum(p.numel() for p in plain.parameters() if p.requires_grad)
         learnt = sum(p.numel() for p in model.parameters() if p.requires_grad) - heads
+        mine = work_of(model, batch)
         result[kind] = {
             "bare_seconds": statistics.median(b[1] for b, _ in pairs),
             "bare_forward": statistics.median(b[0] for b, _ in pairs),
@@ -119,6 +145,8 @@ def work(library: str, asked: argparse.Namespace) -> None:
             "added_forward": statistics.median(a[0] - b[0] for b, a in pairs),
             "bare_bytes": kept_bytes(plain, batch),
             "added_bytes": kept_bytes(model, batch) - kept_bytes(plain, batch) + 16 * learnt,
+            "added_flops": mine[0] - base[0],
+            "added_written_bytes": mine[1] - base[1],
         }
     print(json.dumps(result))
 
@@ -137,6 +165,7 @@ def report(found: dict[str, list[dict[str, dict[str, float]]]]) -> str:
     """Both libraries side by side, and the ratios of what they add."""
     lines = [
         f"{'kind':15}{'library':10}{'bare, ms':>10}{'added, ms':>11}{'forward, ms':>13}{'bare, MiB':>11}{'added, MiB':>12}"
+        f"{'added, GFLOP':>14}{'written, MiB':>14}"
     ]
     for kind in KINDS:
         middle: dict[str, dict[str, float]] = {}
@@ -145,6 +174,7 @@ def report(found: dict[str, list[dict[str, dict[str, float]]]]) -> str:
             lines.append(
                 f"{kind:15}{library:10}{1e3 * m['bare_seconds']:10.1f}{1e3 * m['added_seconds']:11.2f}"
                 f"{1e3 * m['added_forward']:13.2f}{m['bare_bytes'] / 2**20:11.1f}{m['added_bytes'] / 2**20:12.2f}"
+                f"{m['added_flops'] / 1e9:14.3f}{m['added_written_bytes'] / 2**20:14.1f}"
             )
         ours, theirs = middle["tunekit"], middle["adapters"]
         per_round = [
@@ -154,6 +184,7 @@ def report(found: dict[str, list[dict[str, dict[str, float]]]]) -> str:
         lines.append(
             f"{'':15}{'ratio':10}{'':10}{ours['added_seconds'] / theirs['added_seconds']:11.2f}"
             f"{ours['added_forward'] / theirs['added_forward']:13.2f}{'':11}{ours['added_bytes'] / theirs['added_bytes']:12.2f}"
+            f"{ours['added_flops'] / theirs['added_flops']:14.2f}{ours['added_written_bytes'] / theirs['added_written_bytes']:14.2f}"
             f"   by round {min(per_round):.2f} to {max(per_round):.2f}"
         )
     return "\n".join(lines)

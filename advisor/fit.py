@@ -141,7 +141,7 @@ def _shardings(workload: Workload, plan: Plan, precision: Mapping[str, Any]) -> 
     """How several devices share: whole copies first, then the optimizer's state and gradients, then the weights."""
     if workload.hardware.total_devices == 1:
         return (None,)
-    if precision.get("quantization") or precision.get("optim"):
+    if precision.get("optim"):
         return ("ddp",)
     return ("ddp", "zero2", "zero3") if plan.method.trains_base else ("ddp", "zero3")
 
@@ -157,7 +157,8 @@ def floor_bytes(workload: Workload, plan: Plan) -> float:
         if plan.quantization is None
         else size * table + _QUANTIZED_BYTES[plan.quantization] * (count - table)
     )
-    weights /= devices if plan.sharding in _SHARDED_WEIGHTS else 1
+    # bitsandbytes quantises on the device, which holds the whole quantised base before it is divided.
+    weights /= devices if plan.sharding in _SHARDED_WEIGHTS and plan.quantization is None else 1
     if plan.method.family != "full":
         return weights
     gradients = size * count / (devices if plan.sharding in ("zero2", *_SHARDED_WEIGHTS) else 1)

@@ -67,10 +67,13 @@ class CachingAllocator:
         at = bisect_left(pool, (size, -1))
         block = self._free.pop(pool.pop(at)[1]) if at < len(pool) else self._segment(size, small)
         block.free = False
-        self._split(block, size)
+        rest = block.key[0] - size
+        if rest >= _ROUND if small else rest > _SMALL:
+            self._split(block, size, rest)
         self._blocks[name] = block
         self.allocated += block.key[0]
-        self.peak_allocated = max(self.peak_allocated, self.allocated)
+        if self.allocated > self.peak_allocated:
+            self.peak_allocated = self.allocated
 
     def free(self, name: int) -> None:
         """Gives back what was taken under a name; joins free neighbours."""
@@ -110,15 +113,13 @@ class CachingAllocator:
         address, self._end = self._end, self._end + total
         return _Block((total, address), small)
 
-    def _split(self, block: _Block, size: int) -> None:
-        rest = block.key[0] - size
-        if rest < _ROUND if block.small else rest <= _SMALL:
-            return
-        block.key = (size, block.key[1])
-        remainder = _Block((rest, block.key[1] + size), block.small)
-        remainder.before, remainder.after = block, block.after
-        if block.after is not None:
-            block.after.before = remainder
+    def _split(self, block: _Block, size: int, rest: int) -> None:
+        address, after = block.key[1], block.after
+        block.key = (size, address)
+        remainder = _Block((rest, address + size), block.small)
+        remainder.before, remainder.after = block, after
+        if after is not None:
+            after.before = remainder
         block.after = remainder
         self._offer(remainder)
 
@@ -167,8 +168,10 @@ def replay(allocator: CachingAllocator, timeline: Timeline, steps: int = 2, prel
     for event in events[:start]:
         if event not in made_later:
             allocator.allocate(event, sizes[event])
+    step = timeline.events[start:]
+    left = sorted(set(step[step >= 0].tolist()) - set((~step[step < 0]).tolist()))
+    allocate, free = allocator.allocate, allocator.free
     for _ in range(steps):
-        born = set()
         for moment, at, end in _stretches(timeline, start):
             if moment == BETWEEN:
                 allocator.empty_cache()
@@ -178,13 +181,11 @@ def replay(allocator: CachingAllocator, timeline: Timeline, steps: int = 2, prel
                 states = []
             for event in events[at:end]:
                 if event >= 0:
-                    allocator.allocate(event, sizes[event])
-                    born.add(event)
+                    allocate(event, sizes[event])
                 else:
-                    allocator.free(~event)
-                    born.discard(~event)
-        for name in born:
-            allocator.free(name)
+                    free(~event)
+        for name in left:
+            free(name)
         for event in events[:start]:
             if event not in allocator:
                 allocator.allocate(event, sizes[event])

@@ -1,14 +1,12 @@
-"""Depth: a shallow copy of a deep model, and the exact extension of its trace to every block.
+"""Depth: a shallow copy of a deep model, and the timeline of a step on the whole one.
 
 A deep model repeats its blocks. The shallow copy keeps the first two, the last two and one of each kind in each
-neighbourhood between them; a block that was left out is a copy of one that was kept, and what it allocates and frees
-is that block's trace with the block numbers moved.
+neighbourhood between them; a block that was left out is a copy of one that was kept.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +15,7 @@ import torch
 from torch import nn
 
 from tunekit.advisor.simulate.answers import ROWS, Cost
-from tunekit.advisor.simulate.trace import PARTS, Segment, Trace
+from tunekit.advisor.simulate.trace import PARTS
 from tunekit.advisor.weightless import DEPTH_KEYS
 
 _EDGE = 2
@@ -215,138 +213,7 @@ def fresh(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model)
 
 
-# ---------------------------------------------------------------------- extending
-def extend(trace: Trace, stacks: Sequence[Stack]) -> Timeline:
-    """The timeline of the full model from the trace of the shallow one.
-
-    Raises:
-        DepthError: a block frees what its stand-in cannot name; the model has to be traced whole.
-    """
-    return _Extension(trace, stacks).timeline()
-
-
-class _Extension:
-    """One extension: walks the shallow segments in order and emits the full ones."""
-
-    def __init__(self, trace: Trace, stacks: Sequence[Stack]) -> None:
-        self._trace, self._stacks = trace, stacks
-        self._events: list[int] = []
-        self._sizes: list[int] = []
-        self._parts: list[int] = []
-        self._moments: list[tuple[int, str]] = []
-        self._ops: Counter[tuple[str, Cost]] = Counter()
-        self._runs = _runs(trace.segments)
-        self._run_of = {g: r for r, run in enumerate(self._runs) for g in run}
-        # (run, number of the full block or of the segment outside the blocks) -> numbers of what was born there
-        self._born: dict[tuple[int, int], list[int]] = {}
-        self._copies = [[[k for k, t in enumerate(s.templates) if t == i] for i in range(len(s.kept))] for s in stacks]
-        self._alive: set[int] = set()
-
-    def timeline(self) -> Timeline:
-        for r, run in enumerate(self._runs):
-            first = self._trace.segments[run[0]]
-            if first.block is None:
-                self._emit(run[0], r, None)
-                continue
-            stack = self._stacks[first.block[0]]
-            segments = {self._short(g): g for g in run}
-            self._check_run(segments, stack)
-            for k in self._order(run, stack):
-                g = segments.get(stack.templates[k])
-                if g is None:
-                    raise DepthError(f"no block stands for {k} of {stack.name} in {first.moment}")
-                self._emit(g, r, k)
-        return Timeline(
-            events=np.array(self._events, dtype=np.int64),
-            sizes=np.array(self._sizes, dtype=np.int64),
-            parts=np.array(self._parts, dtype=np.int64),
-            moments=tuple(self._moments),
-            ops=tuple((moment, cost, count) for (moment, cost), count in self._ops.items()),
-        )
-
-    def _check_run(self, segments: dict[int, int], stack: Stack) -> None:
-        """A stand-in for several blocks may only be repeated where its neighbours are visited too."""
-        for i in segments:
-            if stack.templates.count(i) > 1 and not {i - 1, i + 1} <= segments.keys():
-                raise DepthError(f"block {i} of {stack.name} is visited without its neighbours")
-
-    def _short(self, g: int) -> int:
-        block = self._trace.segments[g].block
-        assert block is not None
-        return block[1]
-
-    def _order(self, run: list[int], stack: Stack) -> range:
-        first, last = stack.kept[self._short(run[0])], stack.kept[self._short(run[-1])]
-        return range(first, last + 1) if last >= first else range(first, last - 1, -1)
-
-    def _emit(self, g: int, r: int, k: int | None) -> None:
-        segment = self._trace.segments[g]
-        if not self._moments or self._moments[-1][1] != segment.moment:
-            self._moments.append((len(self._events), segment.moment))
-        for cost, count in segment.ops.items():
-            self._ops[segment.moment, cost] += count
-        born = self._born.setdefault((r, -1 if k is None else k), [])
-        for event in segment.events:
-            if event >= 0:
-                number = len(self._sizes)
-                self._sizes.append(self._trace.sizes[event])
-                self._parts.append(PARTS.index(self._trace.parts[event]))
-                self._events.append(number)
-                born.append(number)
-                self._alive.add(number)
-            else:
-                for number in self._named(~event, segment, k):
-                    if number not in self._alive:
-                        raise DepthError("freed twice")
-                    self._alive.remove(number)
-                    self._events.append(~number)
-
-    def _named(self, storage: int, segment: Segment, k: int | None) -> list[int]:
-        """Numbers, in the full model, of what a shallow segment calls `storage` when it stands for block `k`."""
-        g, ordinal = self._trace.births[storage]
-        origin, r = self._trace.segments[g].block, self._run_of[g]
-        if origin is None:
-            blocks = [-1]
-        elif (
-            segment.block is not None
-            and k is not None
-            and origin[0] == segment.block[0]
-            and abs(origin[1] - segment.block[1]) <= 1
-        ):
-            blocks = [k + origin[1] - segment.block[1]]
-        else:
-            blocks = self._copies[origin[0]][origin[1]]
-        numbers = []
-        for block in blocks:
-            born = self._born.get((r, block), [])
-            if ordinal >= len(born) or self._sizes[born[ordinal]] != self._trace.sizes[storage]:
-                raise DepthError("a block does not repeat its stand-in")
-            numbers.append(born[ordinal])
-        return numbers
-
-
-def _runs(segments: Sequence[Segment]) -> list[list[int]]:
-    """Consecutive segments of one moment and stack whose blocks go steadily up or down; others by themselves."""
-    runs: list[list[int]] = []
-    step = 0
-    for g, segment in enumerate(segments):
-        previous = segments[runs[-1][-1]] if runs else None
-        if (
-            previous is not None
-            and previous.block
-            and segment.block
-            and previous.moment == segment.moment
-            and previous.block[0] == segment.block[0]
-        ):
-            move = segment.block[1] - previous.block[1]
-            if abs(move) == 1 and (len(runs[-1]) == 1 or move == step):
-                step = move
-                runs[-1].append(g)
-                continue
-        runs.append([g])
-    return runs
-
-
+# ---------------------------------------------------------------------- rows
 _ALIGNMENT = 64
 """Bytes to which the attention kernels align the rows of a bias: 16 elements of 4 bytes."""
 

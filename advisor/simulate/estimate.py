@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tunekit.advisor.simulate.card import HEAP_SHARE, device_bytes, spread, workspace_bytes
 from tunekit.advisor.simulate.loop import Loop, Shape, Step
+from tunekit.advisor.simulate.trace import PARTS
 from tunekit.calibration import corrected_memory, corrected_time
 from tunekit.contracts import learnt_form
 from tunekit.estimate import MemoryEstimate, TimeEstimate
@@ -23,31 +25,15 @@ if TYPE_CHECKING:
 
     Ops = Sequence[tuple[str, Cost, int]]
 
-MIB = 2**20
-_HOST_BYTES = 840 * MIB
-"""Resident memory of a Python process that trains nothing yet: torch, transformers, PEFT and datasets loaded, a Trainer made,
-thread pools and the first kernels there (torch 2.13 and transformers 5.23 for the CPU, Linux x86-64)."""
-_HEAP_SHARE = 1.2
-"""Peak resident over peak allocated memory: holes in the C library's heap. This and the above from peaks of six Trainer runs
-(BERT, GPT-2 and T5, full and LoRA, 0.3 to 3.5 GiB allocated), which they meet within 6 %."""
-_CONTEXT_BYTES = 500 * MIB
-"""CUDA context of a process, its kernels loaded lazily: 400 to 600 MiB on cards since Ampere."""
-_WORKSPACE_BYTES = 2 * (4096 * 2 + 16 * 8) * 1024
-"""cuBLAS's workspace, one for the forward and one for the backward thread (ATen/cuda/CublasHandlePool.cpp)."""
-_HOPPER_WORKSPACE_BYTES = 2 * 32 * MIB
-_TRACED_SPREAD = (0.95, 1.06)
-"""Of 17 measured runs (PEFT's of a 3B Llama, transformers' of BERT-large) all lie between 0.95 and 1.04 of what was predicted
-(`benchmarks/memory_accuracy.py`)."""
-_PADDED_SPREAD = (0.95, 1.12)
-"""Batches of varying length leave holes in what the allocator holds."""
-_CPU_SPREAD = (0.85, 1.15)
 _COARSE_SPREAD = (0.5, 2.0)
 _TIME_SPREAD = (0.6, 1.7)
 _VARYING = (
     "batches of varying length: where there is room PyTorch's allocator keeps more than it needs, and gives it back when there is none",
 )
+_WHOLE_AT_LOADING = "bitsandbytes quantises on the device: each holds the whole quantised base before it is divided"
 _EVALUATED = "the evaluation, {} rows at a time, takes more than a training step"
 _ATTENTION = "_scaled_dot_product"
+_BEFORE_THE_INPUT = ("prompt-tuning", "p-tuning")
 _PER_ROW = ("forward", "loss", "backward")
 """The moments that every micro-batch goes through."""
 
@@ -90,7 +76,7 @@ def estimate_memory(
     try:
         return _traced_memory(plan, hardware, data, loop, model, shapes.longest)
     except Exception as e:  # whatever a model's code may raise on tensors without values
-        return coarse_memory(plan, hardware, model, shapes.longest, _device_bytes, _COARSE_SPREAD, _short(e))
+        return coarse_memory(plan, hardware, model, shapes.longest, device_bytes, _COARSE_SPREAD, _short(e))
 
 
 def screen(plan: Plan, hardware: Hardware, data: DataFacts | None, model: ModelFacts) -> dict[str, Any]:
@@ -101,14 +87,15 @@ def screen(plan: Plan, hardware: Hardware, data: DataFacts | None, model: ModelF
     """
     from tunekit.advisor.simulate.batches import batches
 
-    accumulates = plan.gradient_accumulation_steps > 1 or not plan.method.trains_base
+    micro, parts = plan.per_device_train_batch_size, plan.gradient_accumulation_steps
+    accumulates = parts > 1 or (not plan.method.trains_base and micro > 1)
     shape = batches(plan, model, data, "trainer").longest
     seconds = _time(plan, hardware, data, model, "trainer", accumulates).total_seconds
     try:
         held = _held(plan, hardware, data, "trainer", model, shape, accumulates)
     except Exception:
         return {"least_bytes": 0, "seconds": seconds}
-    least = int(_device_bytes(hardware, held.allocated_bytes) * _spread(hardware, shape)[1])
+    least = int(device_bytes(hardware, held.allocated_bytes) * spread(hardware, shape)[1])
     return {"least_bytes": least, "seconds": seconds}
 
 
@@ -185,13 +172,6 @@ def _held_in(
     return _Held(recorded=recorded, share=share, top=peak(share.timeline, 512 if cuda else 1), fixed=fixed)
 
 
-def _spread(hardware: Hardware, shape: Shape) -> tuple[float, float]:
-    """Low and high end over the expected figure."""
-    if hardware.device != "cuda":
-        return _CPU_SPREAD
-    return _PADDED_SPREAD if shape.padded else _TRACED_SPREAD
-
-
 def _traced_memory(
     plan: Plan, hardware: Hardware, data: DataFacts | None, loop: Loop, model: ModelFacts, shape: Shape
 ) -> MemoryEstimate:
@@ -201,7 +181,9 @@ def _traced_memory(
     held = _held(plan, hardware, data, loop, model, shape)
     recorded, share, top, allocated = held.recorded, held.share, held.top, held.allocated_bytes
     cuda = hardware.device == "cuda"
-    reserved = _reserved(share.timeline, held.fixed, plan, loop) if cuda else int(allocated * _HEAP_SHARE)
+    reserved = _reserved(share.timeline, held.fixed, plan, loop) if cuda else int(allocated * HEAP_SHARE)
+    whole = _whole_base_bytes(recorded, plan) if cuda else 0
+    reserved = max(reserved, whole)
     moment = top.moment
     if held.trained is not None and cuda:
         reserved = max(reserved, _reserved(held.trained.share.timeline, held.trained.fixed, plan, loop))
@@ -209,8 +191,8 @@ def _traced_memory(
         evaluated = _recorded(plan, hardware, data, "peft-evaluation", model, before_evaluation(shape))
         answers = _reserved(answered(evaluated.timeline, plan), held.fixed, plan, loop)
         reserved, moment = max((reserved, moment), (answers, "evaluation"))
-    device = _device_bytes(hardware, reserved)
-    low, high = _spread(hardware, shape)
+    device = device_bytes(hardware, reserved)
+    low, high = spread(hardware, shape)
     found = MemoryEstimate(
         parts={**top.parts, **held.fixed},
         allocated_bytes=allocated,
@@ -222,6 +204,7 @@ def _traced_memory(
             *recorded.assumed,
             *share.reasons,
             _length_reason(shape, data),
+            *([_WHOLE_AT_LOADING] if whole else ()),
             *(_EVALUATED.format(plan.per_device_eval_batch_size) for _ in [held.trained] if held.trained),
             *(_VARYING if cuda and shape.padded else ()),
         ),
@@ -284,14 +267,12 @@ def _reserved(timeline: Any, fixed: Mapping[str, int], plan: Plan, loop: Loop) -
     return allocator.peak_reserved
 
 
-def workspace_bytes(hardware: Hardware) -> int:
-    """What cuBLAS keeps for itself on a card."""
-    hopper = any(name in hardware.name.upper() for name in ("H100", "H200", "GH200", "H20", "B200", "B100"))
-    return _HOPPER_WORKSPACE_BYTES if hopper else _WORKSPACE_BYTES
-
-
-def _device_bytes(hardware: Hardware, reserved: int) -> int:
-    return reserved + (_CONTEXT_BYTES if hardware.device == "cuda" else _HOST_BYTES)
+def _whole_base_bytes(recorded: Recorded, plan: Plan) -> int:
+    """What each device holds of a quantised base before it is divided; 0 where it is not."""
+    if plan.quantization is None or plan.sharding not in ("zero3", "fsdp", "fsdp-hybrid"):
+        return 0
+    timeline = recorded.timeline
+    return int(timeline.sizes[timeline.parts == PARTS.index("weights")].sum())
 
 
 def _length_reason(shape: Shape, data: DataFacts | None) -> str:
@@ -311,21 +292,22 @@ def _ops(
     """The ops of a step at the average padded length: those of the longest one, which were recorded for the memory, scaled.
 
     Products and elementwise work are a straight line in the length, attention is its square; what depends on neither
-    rows nor length (weights that are read, the optimizer) stays. Virtual tokens stay too, so that a step with a prompt is
-    recorded at the average length itself, unless plans are only screened (`accumulates` is then given); so is one of PEFT's
-    benchmark, which may have one.
+    rows nor length (weights that are read, the optimizer) stays. Virtual tokens stay too: before the input they
+    lengthen every row, in the layers only what is attended to. A step of PEFT's benchmark is recorded at the average length itself.
     """
     longest, typical = shapes.longest, shapes.typical
-    prompts = plan.method.family == "prompts" and accumulates is None
-    if loop == "peft-benchmark" or (prompts and typical != longest):
+    if loop == "peft-benchmark":
         return _recorded(plan, hardware, data, loop, model, typical, accumulates).timeline.ops
-    ratio = (typical.length + typical.target_length) / (longest.length + longest.target_length)
+    many, few = (s.length + s.target_length for s in (longest, typical))
+    virtual = getattr(plan.method, "num_virtual_tokens", 0) if plan.method.family == "prompts" else 0
+    before = virtual if plan.method.slug in _BEFORE_THE_INPUT else 0
+    rows, attended = (few + before) / (many + before), (few + virtual) / (many + virtual)
     ops = _recorded(plan, hardware, data, loop, model, longest, accumulates).timeline.ops
-    return [(m, _scaled(c, ratio) if m in _PER_ROW else c, n) for m, c, n in ops]
+    return [(m, _scaled(c, rows, attended) if m in _PER_ROW else c, n) for m, c, n in ops]
 
 
-def _scaled(cost: Cost, ratio: float) -> Cost:
-    square = ratio if _ATTENTION in cost.name else 1.0
+def _scaled(cost: Cost, ratio: float, attended: float) -> Cost:
+    square = attended if _ATTENTION in cost.name else 1.0
     return cost._replace(
         flops=cost.fixed_flops + int((cost.flops - cost.fixed_flops) * ratio * square),
         num_bytes=cost.fixed_bytes + int((cost.num_bytes - cost.fixed_bytes) * ratio),

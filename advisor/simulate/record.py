@@ -207,7 +207,8 @@ def record_at(
         DepthError: the shallow trace cannot stand for the whole model's.
         UntraceableError: the step looks at values; the whole model's would too.
     """
-    from tunekit.advisor.simulate.depth import DepthError, extend
+    from tunekit.advisor.simulate.depth import DepthError
+    from tunekit.advisor.simulate.extension import extend
     from tunekit.advisor.simulate.loop import record_step
 
     ready = _ready(subject, method, step, "whole" if whole else "short")

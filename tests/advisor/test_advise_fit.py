@@ -110,6 +110,18 @@ def test_several_devices_hold_whole_copies_first_and_share_when_they_must() -> N
     assert shared.plan.quantization is None
 
 
+def test_a_quantised_base_is_divided_last_and_counts_whole_since_it_is_quantised_before() -> None:
+    asked = workload(devices=4, num_parameters=8 * 10**9)
+    tried = list(stages(asked, make_plan(asked, find("method", "lora")())))
+    assert [(p.quantization, p.sharding) for p in tried[-2:]] == [("nf4", "ddp"), ("nf4", "zero3")]
+    assert [f for p in tried for f in sharding_faults(p)] == []
+    copied, divided = tried[-2:]
+    assert floor_bytes(asked, divided) == floor_bytes(asked, copied)
+    assert fitted(Machine(static_gib=200, row_gib=0.1), devices=4, num_parameters=8 * 10**9).plan == divided.replace(
+        per_device_train_batch_size=4, per_device_eval_batch_size=8
+    )
+
+
 def test_the_hosts_memory_is_used_last_and_only_where_it_is_known_to_hold_the_state() -> None:
     asked = workload(devices=4, num_parameters=8 * 10**9)
     full = make_plan(asked, find("method", "full")())

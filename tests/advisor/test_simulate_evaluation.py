@@ -12,7 +12,8 @@ from simulated import SHAPE, peak_bytes, recorded, step
 import zoo
 from tunekit.advisor.observe.model import model_facts
 from tunekit.advisor.simulate import estimate_memory
-from tunekit.advisor.simulate.depth import Stack, extend
+from tunekit.advisor.simulate.depth import Stack
+from tunekit.advisor.simulate.extension import extend
 from tunekit.advisor.simulate.generation import generated
 from tunekit.advisor.simulate.peak import peak
 from tunekit.advisor.simulate.record import Subject, record_at

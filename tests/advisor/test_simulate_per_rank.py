@@ -11,6 +11,7 @@ from tunekit.advisor.observe.model import model_facts
 from tunekit.advisor.simulate import estimate_memory
 from tunekit.estimate import MemoryEstimate
 from tunekit.methods.full import Full
+from tunekit.methods.lora import Lora
 from tunekit.plan import Plan
 from tunekit.workload import Hardware, ModelFacts
 
@@ -102,3 +103,12 @@ def test_saving_divided_weights_takes_host_memory_and_says_how_much(sharding: st
     expected = f"saving takes {4 * whole.total_parameters / 2**30:.1f} GiB of the first rank's host memory"
     assert expected in found(sharding, 4).reasons
     assert not any("saving takes" in reason for reason in found("zero2", 4).reasons)
+
+
+def test_a_divided_quantised_base_is_held_whole_while_it_is_loaded() -> None:
+    facts: dict[str, Any] = {"method": Lora(), "quantization": "nf4", "dtype": "bfloat16", "mixed_precision": "bf16"}
+    copied, divided = found("ddp", **facts), found("zero3", **facts)
+    assert at_peak(divided, "weights") < at_peak(copied, "weights") / 2
+    assert divided.reserved_bytes >= at_peak(copied, "weights")
+    assert any("before it is divided" in reason for reason in divided.reasons)
+    assert not any("before it is divided" in reason for reason in copied.reasons)

@@ -177,9 +177,15 @@ def test_methods_lists_every_method_with_its_publication() -> None:
 
 
 def everything_to_explain() -> list[str]:
+    from tunekit.advisor.variants import VARIANTS
     from tunekit.discovery import slugs
 
-    return ["plan", "data", *(s for kind in ("method", "objective", "rule", "callback") for s in slugs(kind))]
+    return [
+        "plan",
+        "data",
+        *VARIANTS,
+        *(s for kind in ("method", "objective", "rule", "callback") for s in slugs(kind)),
+    ]
 
 
 @pytest.mark.parametrize("topic", everything_to_explain())
@@ -195,6 +201,11 @@ def test_a_setting_is_explained_with_type_default_and_words() -> None:
     assert told == {"topic": "plan.warmup", "type": told["type"], "default": 0.06, "text": told["text"]}
     assert "share of all steps" in told["text"]
     assert "must be given" in call("explain", "plan.model").stdout
+
+
+def test_a_well_known_name_is_explained_by_what_a_plan_writes() -> None:
+    assert as_json("explain", "qlora")["plan"] == {"method": {"kind": "lora"}, "quantization": "nf4"}
+    assert '"use_dora": true' in call("explain", "dora").stdout
 
 
 def test_a_rule_is_explained_with_its_source_and_what_it_says() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import zoo
@@ -16,6 +17,7 @@ from tunekit.bottleneck import names_of, sites
 from tunekit.bottleneck_config import BottleneckConfig
 from tunekit.errors import InvalidError, UnsupportedError
 from tunekit.fields import from_plain
+from tunekit.methods import _adapters
 from tunekit.methods.bottleneck_adapter import BottleneckAdapter
 from tunekit.structure import facts_of
 from tunekit.sublayers import sublayers
@@ -308,3 +310,15 @@ def test_a_configuration_says_which_method_it_was(settings: dict[str, Any]) -> N
     method = BottleneckAdapter(**settings)
     assert BottleneckAdapter.of_config(method.config) == method
     assert from_plain(BottleneckConfig, method.config.to_dict(), "adapter") == method.config
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "gemma3", "albert", "mixtral", "modernbert"])
+def test_a_few_layers_stand_for_a_deep_stack(architecture: str) -> None:
+    config, task = zoo.config(architecture), task_of(architecture)
+    given = {k: v for k, v in config.to_dict().items() if k != "layer_types"}
+    deep = type(config)(**{**given, "num_hidden_layers": 9})
+    told = _adapters._places(deep.to_json_string(use_diff=False), deep.model_type, task.auto_class)
+    classes = getattr(transformers, task.auto_class)._model_mapping[type(deep)]
+    whole = sublayers(_adapters._weightless(classes[0] if isinstance(classes, tuple) else classes, deep))
+    assert told is not None
+    assert [(at.index, at.location, at.width) for at in told] == [(at.index, at.location, at.width) for at in whole]

@@ -1,8 +1,9 @@
-"""`tunekit explain`: what a method, a setting of it, a setting of a plan, an objective, a rule or an error's code means."""
+"""`tunekit explain`: what a method, a well-known form of it, a setting of it, a setting of a plan, an objective, a rule or an error's code means."""
 
 from __future__ import annotations
 
 import inspect
+import json
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ from tunekit.cli.session import Answer, AsJson, Verbose, command
 @command
 def answer(
     topic: Annotated[
-        str, typer.Argument(help="lora, lora.r, plan, plan.warmup, data, a rule's slug, an error's code, ...")
+        str, typer.Argument(help="lora, lora.r, qlora, plan, plan.warmup, data, a rule's slug, an error's code, ...")
     ],
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -22,7 +23,12 @@ def answer(
 
     [dim]Example:[/dim] tunekit explain lora.use_rslora
     """
+    from tunekit.advisor.variants import VARIANTS
+
     name, _, field = topic.partition(".")
+    if topic in VARIANTS:
+        data = _variant(topic, VARIANTS[topic])
+        return Answer(data=data, text=lambda: _text(data))
     found = _find(name)
     if found is None:
         data = _code(name)
@@ -49,7 +55,9 @@ def _find(name: str) -> Any:
 
     if said_under(name):
         return None
-    known = [*own, *(slug for kind in kinds for slug in slugs(kind)), *all_codes()]
+    from tunekit.advisor.variants import VARIANTS
+
+    known = [*own, *VARIANTS, *(slug for kind in kinds for slug in slugs(kind)), *all_codes()]
     raise InvalidError(error("topic-unknown", f"{name!r}", "nothing here has that name", nearest(name, known)))
 
 
@@ -73,6 +81,13 @@ def _class(cls: Any, name: str, field: str) -> dict[str, Any]:
         "reference": getattr(cls, "reference", ""),
         "settings": settings,
     }
+
+
+def _variant(name: str, variant: Any) -> dict[str, Any]:
+    """What a plan writes for a well-known form of a method."""
+    method = {"kind": variant.method, **variant.settings}
+    written = {"method": method} | ({"quantization": variant.quantization} if variant.quantization else {})
+    return {"topic": name, "text": variant.text, "reference": variant.reference, "plan": written}
 
 
 def topic_of(name: str, field: str) -> str:
@@ -102,6 +117,8 @@ def _code(code: str) -> dict[str, Any]:
 
 def _text(data: dict[str, Any]) -> str:
     lines = [data["topic"], "", data["text"] or "(no further words)"]
+    if "plan" in data:
+        lines += ["", "in a plan", *(f"  {key}: {json.dumps(value)}" for key, value in data["plan"].items())]
     if "type" in data:
         lines += ["", f"{data['type']}{_default(data)}"]
     if data.get("settings"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from tunekit.bottleneck_config import BottleneckConfig
 from tunekit.errors import UnsupportedError, raise_all
@@ -25,25 +27,54 @@ def refusal(slug: str, config: BottleneckConfig, model: ModelFacts, task: Task) 
     return None if found is None else next(iter(_faults(slug, config, model.name, found)), None)
 
 
+_STAND_IN = 4
+"""Layers of a deep decoder or encoder that are looked at for all: those of such a stack differ, if at all, in the first few."""
+
+
 @functools.lru_cache(maxsize=64)
 def _places(config_json: str, model_type: str, auto_class: str) -> tuple[Sublayer, ...] | None:
     """The sublayers of a model of this configuration; None where it cannot be built from that alone."""
     import json
 
-    import torch
     import transformers
 
     try:
         values = {k: v for k, v in json.loads(config_json).items() if k != "model_type"}
         config = transformers.AutoConfig.for_model(model_type, **values)
         kind = getattr(transformers, auto_class)._model_mapping[type(config)]
-        with torch.device("meta"):
-            # Not `from_config`: under ZeRO-3 that gathers parameters, on all ranks at once.
-            model = (kind[0] if isinstance(kind, tuple | list) else kind)(config)
+        kind = kind[0] if isinstance(kind, tuple | list) else kind
+        return _from_a_few(kind, config) or sublayers(_weightless(kind, config))
     except Exception:
         # Remote code, or a class of its own: whether adapters fit is then told by the live model.
         return None
-    return sublayers(model)
+
+
+def _weightless(kind: Any, config: Any) -> nn.Module:
+    import torch
+
+    with torch.device("meta"):
+        # Not `from_config`: under ZeRO-3 that gathers parameters, on all ranks at once.
+        model: nn.Module = kind(config)
+    return model
+
+
+def _from_a_few(kind: Any, config: Any) -> tuple[Sublayer, ...]:
+    """The sublayers of a deep stack of equal layers, the last of a few standing for the rest; empty where that does not hold."""
+    depth, types = getattr(config, "num_hidden_layers", None), getattr(config, "layer_types", None) or ()
+    if config.is_encoder_decoder or not isinstance(depth, int) or depth <= _STAND_IN or len(set(types)) > 1:
+        return ()
+    short = copy.deepcopy(config)
+    try:
+        short.num_hidden_layers = _STAND_IN
+        if types:
+            short.layer_types = list(types[:_STAND_IN])
+        found = sublayers(_weightless(kind, short))
+    except Exception:  # a configuration whose other values go by the number of layers
+        return ()
+    if {at.index for at in found} != set(range(_STAND_IN)):
+        return ()
+    last = [at for at in found if at.index == _STAND_IN - 1]
+    return (*found, *(replace(at, index=i) for i in range(_STAND_IN, depth) for at in last))
 
 
 def _faults(slug: str, config: BottleneckConfig, kind: str, found: tuple[Sublayer, ...]) -> list[Finding]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from tunekit.activation_cache import keep_frozen_activations
 from tunekit.admission import admit, sharded_arguments
 from tunekit.attach import prepare
 from tunekit.data.collate import collator as task_collator
@@ -115,6 +116,8 @@ def trainer(
         # One bar is enough: the host's own, and what it prints instead where that is switched off.
         made.remove_callback(ProgressCallback)
         made.remove_callback(PrinterCallback)
+    if plan.frozen_activations == "cached":
+        keep_frozen_activations(made)
     return made
 
 

@@ -60,6 +60,7 @@ HOST_FIELDS: tuple[HostField, ...] = (
 ELSEWHERE: tuple[str, ...] = (
     "model", "task", "method", "revision", "problem_type", "data", "objective", "max_length", "packing", "dtype",
     "quantization", "attn_implementation", "num_processes", "num_machines", "sharding", "offload", "offload_to", "callbacks",
+    "frozen_activations",
 )  # fmt: skip
 """Fields of the plan that act on the model, the rows or the launch, not on `TrainingArguments`."""
 

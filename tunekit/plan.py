@@ -191,6 +191,10 @@ class Plan:
     """`cpu`, or a folder on a fast disk."""
     callbacks: tuple[str, ...] = ()
     """Slugs of tunekit callbacks."""
+    frozen_activations: Literal["recomputed", "cached"] = "recomputed"
+    """What the layers below the first one that learns say of a row: asked at every step, or once before training and
+    kept, in memory or in a file in `output_dir` by their size. Kept ones are without dropout, which a frozen layer otherwise
+    draws anew at each step. For methods that leave the lowest layers alone, such as `partial`."""
 
     def __post_init__(self) -> None:
         faults = check_types(self, "plan")

@@ -86,7 +86,30 @@ def _task_faults(name: str) -> list[Finding]:
 def combination_faults(plan: Plan) -> list[Finding]:
     """One fault for each pair of values that cannot go together."""
     sharding = plan.sharding or ""
+    cached = plan.frozen_activations == "cached"
+    recompute = "set `frozen_activations: recomputed`"
     rules = (
+        (
+            cached and plan.num_processes > 1,
+            "plan-activations-processes",
+            f"`frozen_activations: cached` with `num_processes: {plan.num_processes}`",
+            "every process would need the answers to the rows of all",
+            f"{recompute}, or `num_processes: 1`",
+        ),
+        (
+            cached and plan.packing,
+            "plan-activations-packing",
+            "`frozen_activations: cached` with `packing`",
+            "what is kept belongs to whole rows",
+            f"{recompute}, or `packing: false`",
+        ),
+        (
+            cached and plan.objective is not None and plan.objective.slug != "supervised",
+            "plan-activations-objective",
+            f"`frozen_activations: cached` with objective {plan.objective.slug if plan.objective else ''}",
+            "it asks the model in ways of its own",
+            recompute,
+        ),
         (
             plan.packing and plan.task != "causal-lm",
             "plan-packing-task",

@@ -16,6 +16,7 @@ from tunekit.errors import InvalidError, MissingError, OccupiedError, TunekitErr
 from tunekit.fields import hints
 from tunekit.methods.full import Full
 from tunekit.methods.lora import Lora
+from tunekit.objectives.distillation import Distillation
 from tunekit.objectives.supervised import Supervised
 from tunekit.plan import HOST_NAMES, SCHEMA, DataSpec, Dtype, Plan, Quantization
 from tunekit.task import TASKS
@@ -262,6 +263,12 @@ def test_what_is_missing_is_named() -> None:
         ({"dtype": "bf16"}, "plan-type"),
         ({"quantization": "int4"}, "plan-type"),
         ({"packing": True, "task": "seq2seq"}, "plan-packing-task"),
+        ({"frozen_activations": "cached", "packing": True, "task": "causal-lm"}, "plan-activations-packing"),
+        ({"frozen_activations": "cached", "num_processes": 2, "sharding": "ddp"}, "plan-activations-processes"),
+        (
+            {"frozen_activations": "cached", "objective": Distillation(teacher="t")},
+            "plan-activations-objective",
+        ),
         ({"problem_type": "regression"}, "plan-problem-type-task"),
         ({"quantization": "nf4"}, "plan-quantized-base"),
         ({"num_processes": 2}, "plan-sharding-missing"),

@@ -188,7 +188,7 @@ def _check_same(answer: _Answering, rows: _Rows, collate: _Collator) -> None:
         wanted, got = answer.model(**plain), answer.model(**supplied)
     off = max(_off(a, b, plain["attention_mask"]) for a, b in zip(wanted.to_tuple(), got.to_tuple(), strict=True) if torch.is_tensor(a))  # fmt: skip
     exact = collate.store.values.dtype if answer.precision is None else None
-    if off > _TOLERANCE.get(str(exact).removeprefix("torch."), _COARSE):
+    if not off <= _TOLERANCE.get(str(exact).removeprefix("torch."), _COARSE):  # what is no number is no answer
         seen = f"answers that differ by {off:.1e} (of the largest) without the {len(answer.part.layers)} frozen layers"
         why = "the layers of this model hand on more than one hidden state a token, or their answers depend on padding"
         raise UnsupportedError(error("activations-differ", seen, why, "set `frozen_activations: recomputed`"))

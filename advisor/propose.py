@@ -95,7 +95,7 @@ def make_plan(workload: Workload, method: Method, candidate: Candidate | None = 
         lr_scheduler_type=recipe.lr_scheduler_type,
         warmup=recipe.warmup,
         num_train_epochs=candidate.num_train_epochs or recipe.num_train_epochs,
-        optim="adamw_torch_fused" if workload.hardware.device == "cuda" else "adamw_torch",
+        optim="adamw_torch_fused",
         num_processes=devices,
         num_machines=workload.hardware.num_machines,
         sharding="ddp" if devices > 1 else None,

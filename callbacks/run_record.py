@@ -59,11 +59,16 @@ class RunRecord(TrainerCallback):
             "logs": [],
             "evaluations": [],
             "final": None,
-            "predicted": {
-                "memory": memory.to_dict() if memory is not None else None,
-                "duration": duration.to_dict() if duration is not None else None,
-            },
+            "predicted": None,
             "measured": {"memory": None, "duration": None},
+        }
+        self.expect(memory, duration)
+
+    def expect(self, memory: MemoryEstimate | None, duration: TimeEstimate | None) -> None:
+        """Puts what was predicted beside what is measured; a prediction depends on the plan alone, so it may come late."""
+        self._record["predicted"] = {
+            "memory": memory.to_dict() if memory is not None else None,
+            "duration": duration.to_dict() if duration is not None else None,
         }
 
     # ------------------------------------------------------------------ events

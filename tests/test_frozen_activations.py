@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_assemble import ROWS, folder_of
 
+import plain_runs
 import tunekit
 import zoo
 from tunekit import activation_cache, activation_store
@@ -228,14 +229,13 @@ def test_lora_on_the_last_layer_leaves_the_others_frozen() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_frozen_layers_below_the_first_that_learns_have_no_graph(checkpointing: bool, tmp_path: Path) -> None:
-    model = classifier("bert", TOP)
-    if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train()
+def test_backward_does_not_reach_the_frozen_layers(checkpointing: bool, tmp_path: Path) -> None:
+    trainer = trainer_of(
+        classifier("bert", TOP), tmp_path, **(plain_runs.checkpointing() if checkpointing else {}), max_steps=1
+    )
     graph: list[bool] = []
-    for layer in blocks(model)[0][1]:
-        layer.register_forward_hook(lambda m, a, out: graph.append(out.requires_grad))
-    model(**collate(rows_of(4)))["loss"].backward()
+    for layer in blocks(trainer.model)[0][1]:
+        layer.output.dense.register_forward_hook(lambda m, a, out: graph.append(out.requires_grad))
+    trainer.train()
     assert graph[:2] == [False, True]
     assert graph.count(False) == 1, "a frozen layer was computed again for backward"

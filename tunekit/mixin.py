@@ -254,6 +254,20 @@ class TrainerMixin:
                 raise lost from e
             raise
 
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's, with nothing computed again below the first layer that learns.
+
+        Checkpointing is switched on just before, and transformers (5.17 to 5.23) then lets the embeddings' output want a gradient,
+        which the re-entrant form alone needs: backward would go through frozen layers down to the input.
+        """
+        settings = self.args  # type: ignore[attr-defined]
+        how = getattr(settings, "activation_checkpointing_kwargs", None) or settings.gradient_checkpointing_kwargs or {}
+        if not how.get("use_reentrant", True):
+            for module in self.model.modules():  # type: ignore[attr-defined]
+                if getattr(module, "_require_grads_hooks", None):
+                    module.disable_input_require_grads()
+        return super()._inner_training_loop(*args, **kwargs)  # type: ignore[misc]
+
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._aside is None else str(self._aside)  # type: ignore[misc]
 

@@ -165,8 +165,9 @@ class Plan:
     activation_checkpointing: bool = False
     attn_implementation: str | None = None
     """transformers' attention kernel; None: its default."""
-    optim: str = "adamw_torch"
-    """A transformers `OptimizerNames` value."""
+    optim: str = "adamw_torch_fused"
+    """A transformers `OptimizerNames` value. The fused form updates as `adamw_torch` does, to rounding, in one pass: on the CPU
+    ten times as fast, on a GPU without its temporary copies."""
     learning_rate: float = 2e-4
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0

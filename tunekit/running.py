@@ -52,10 +52,10 @@ def run(
     from tunekit.interchange.card import write_card
 
     made = trainer(plan, callbacks=callbacks, overwrite=overwrite or resume, **arguments)
-    memory, duration = _predicted(plan)
-    record = RunRecord(plan.output_dir, plan=plan, memory=memory, duration=duration)
+    record = RunRecord(plan.output_dir, plan=plan)
     made.add_callback(record)
     made.train(resume_from_checkpoint=resume or None)
+    record.expect(*_predicted(plan))  # not before: the first step need not wait for it
     if made.eval_dataset is not None:
         made.evaluate()
     with writing(plan.output_dir):
@@ -63,8 +63,7 @@ def run(
     if made.is_world_process_zero():
         left = resolved(plan, made.model)
         left.save(Path(plan.output_dir) / PLAN, overwrite=True)
-        if keep_samples and plan.num_processes == 1:
-            record.add(made.state, **_samples(made, left))
+        record.add(made.state, **(_samples(made, left) if keep_samples and plan.num_processes == 1 else {}))
         write_card(plan.output_dir, left, record.to_dict())
         _calibrate(record.to_dict(), made.args.world_size)
     return record.to_dict()

@@ -50,7 +50,23 @@ class GroupedByLength(Sampler[int]):
 
 def row_lengths(dataset: Any) -> list[int] | None:
     """Tokens of every row; of its longest choice for multiple choice; None where the rows do not say."""
-    ids = dataset["input_ids"] if "input_ids" in (getattr(dataset, "column_names", None) or ()) else None
-    if ids is None:
+    if "input_ids" not in (getattr(dataset, "column_names", None) or ()):
         return None
+    if (found := _arrow_lengths(dataset)) is not None:
+        return found
+    ids = dataset["input_ids"]
     return [max(map(len, row), default=0) if row and isinstance(row[0], list) else len(row) for row in ids]
+
+
+def _arrow_lengths(dataset: Any) -> list[int] | None:
+    """The lengths read off the table, a hundred times faster than off the rows; None where a row is no plain list."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not hasattr(dataset, "select_columns") or not hasattr(dataset, "with_format"):
+        return None
+    column = dataset.select_columns(["input_ids"]).with_format("arrow")[:].column("input_ids")
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or pa.types.is_nested(kind.value_type):
+        return None
+    return [int(n) for n in pc.list_value_length(column).to_pylist()]

@@ -240,9 +240,9 @@ def sharding_faults(plan: Plan) -> list[Finding]:
             "DeepSpeed moves state to a disk under ZeRO-3 only", "set `sharding: zero3`, or `offload_to: cpu`",
         ),
         (
-            plan.offload is not None and any(word in plan.optim for word in ("8bit", "4bit", "paged", "fused")),
+            plan.offload is not None and any(word in plan.optim for word in ("8bit", "4bit", "paged", "apex")),
             "offload-optim", f"`offload: {plan.offload}` with `optim: {plan.optim}`", "its kernels run on the device, the offloaded state lies on the host",
-            "set `optim: adamw_torch`",
+            "set `optim: adamw_torch_fused`",
         ),
     )  # fmt: skip
     return [error(*finding) for broken, *finding in rules if broken]

@@ -33,6 +33,7 @@ GOLDEN_PLAN = Plan(
         label_names=("card arrival", "Überweisung"), template=None, fingerprint="0123456789abcdef",
     ),
     output_dir="runs/golden",
+    optim="adamw_torch",
     method=Lora(r=16, lora_alpha=32),
     objective=Supervised(),
     max_length=64,

@@ -1,0 +1,367 @@
+"""Training with a plan's defaults beside what a user would otherwise start, on the same rows, models and numbers of examples.
+
+    python benchmarks/throughput.py [--data ../shared/data] [--other ENVIRONMENT/bin/python] [--minutes 25] [--only TEXT]
+    python benchmarks/throughput.py --table
+
+Eight datasets, each with full fine-tuning, LoRA and the last layer alone (one stack: its frozen layers' answers kept); MiniLM for
+the encoders' tasks, small models with random weights and a vocabulary of the rows' own for the others. In turn, in one process:
+
+- `plan`: `tunekit.trainer` with a plan's defaults; `plan, packed` and `plan, chunked` for causal-lm, with that one field set
+- `defaults`: transformers' Trainer (and PEFT) with its own defaults: random order, padding to the longest of a batch
+- `trl`, `trl, packed`: SFTTrainer with its defaults, and with its packing (one sequence of as many tokens as eight rows have)
+- `adapters`: AdapterHub's in its own environment, for a bottleneck adapter
+
+Compared is the processor's time of `train()` (one thread; others on the machine count for little), and the loss on rows
+not trained on after the same number of examples, by one function for all. Tokens are counted as the collators make them, so that the
+gain by less padding stands apart from the rest. Every run is written to benchmarks/results/throughput.json as it ends; runs that are
+there are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import throughput_rows as shared
+
+RESULTS = Path(__file__).parent / "results" / "throughput.json"
+BATCH, EPOCHS_OF_PARTIAL, TEST_ROWS, PACKED = 8, 4, 48, 1024
+EXAMPLES = {"causal-lm": 160, "seq2seq": 160, "sequence-classification": 320, "token-classification": 320}
+RATES = {"full": 1e-4, "lora": 1e-3, "partial": 1e-3, "bottleneck-adapter": 1e-3}
+DATASETS = ("instructions_1100", "gsm8k", "banking77", "sst2", "scitldr", "dialogsum", "wnut17")
+
+
+# ---------------------------------------------------------------------- what is compared
+def method_of(name: str, task: str) -> Any:
+    from tunekit import methods
+
+    match name:
+        case "full":
+            return methods.Full()
+        case "lora":
+            return methods.Lora(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="attention")
+        case "bottleneck-adapter":
+            return methods.BottleneckAdapter()
+    return methods.Partial(last_layers=1)
+
+
+def plan_of(name: str, method: str, folder: Path, out: str) -> Any:
+    import tunekit
+
+    task = shared.TASKS[name]
+    keeps = method == "partial" and task != "seq2seq"
+    return tunekit.Plan(
+        model=str(folder), task=task, method=method_of(method, task), max_length=shared.LONGEST[task], output_dir=out,
+        per_device_train_batch_size=BATCH, learning_rate=RATES[method], num_train_epochs=epochs(method),
+        frozen_activations="cached" if keeps else "recomputed",
+    )  # fmt: skip
+
+
+def epochs(method: str) -> int:
+    return EPOCHS_OF_PARTIAL if method == "partial" else 1
+
+
+def systems(name: str, method: str, other: str | None) -> list[str]:
+    found = ["plan", "defaults"]
+    if shared.TASKS[name] == "causal-lm":
+        found += ["plan, packed", "plan, chunked", "trl", "trl, packed"] if method != "partial" else ["trl"]
+    if method == "bottleneck-adapter":
+        found = ["plan", *(["adapters"] if other else [])]
+    return found
+
+
+class Row:
+    """One dataset with one method: its rows, made once, and a Trainer of each system."""
+
+    def __init__(self, name: str, method: str, data: Path, models: Path) -> None:
+        self.name, self.method, self.task = name, method, shared.TASKS[name]
+        count = EXAMPLES[self.task] // epochs(method)
+        self.train = shared.read(data, name, "train", count)
+        self.test = shared.read(data, name, "validation", TEST_ROWS)
+        if self.task == "sequence-classification":
+            kept = sorted({r["label"] for r in self.train})
+            place = {label: i for i, label in enumerate(kept)}
+            self.train = [{**r, "label": place[r["label"]]} for r in self.train]
+            self.test = [{**r, "label": place[r["label"]]} for r in self.test if r["label"] in place]
+        if self.task == "token-classification":
+            seen = {t for r in self.train for t in r["tags"]}
+            self.test = [r for r in self.test if set(r["tags"]) <= seen]
+        self.folder = shared.model_folder(models, name, self.train)
+
+    def by_plan(self, out: str, **changes: Any) -> Any:
+        import tunekit
+
+        plan = plan_of(self.name, self.method, self.folder, out).replace(**changes)
+        return tunekit.trainer(
+            plan, train_dataset=self.train, eval_dataset=self.test, disable_tqdm=True, save_strategy="no", eval_strategy="no",
+            load_best_model_at_end=False,
+        )  # fmt: skip
+
+    def by_defaults(self, out: str) -> Any:
+        """A plain script: the rows as tokenised for the plan, so that only the training differs."""
+        import transformers as t
+
+        made = self.by_plan(f"{out}/rows", frozen_activations="recomputed")
+        args = t.TrainingArguments(out, **self._arguments())
+        return t.Trainer(
+            self._model(made), args, train_dataset=made.train_dataset, data_collator=_padding(made.data_collator)
+        )
+
+    def by_trl(self, out: str, packed: bool) -> Any:
+        import datasets
+        from transformers import AutoTokenizer
+        from trl import SFTConfig, SFTTrainer
+
+        made = self.by_plan(f"{out}/rows", frozen_activations="recomputed")
+        arguments = self._arguments()
+        if packed:
+            rows = sum(len(r["input_ids"]) for r in made.train_dataset) / len(self.train) * BATCH
+            arguments |= {"packing": True, "max_length": int(rows), "per_device_train_batch_size": 1}
+        config = SFTConfig(out, **{"max_length": shared.LONGEST[self.task], **arguments})
+        tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        return SFTTrainer(
+            self._model(made), config, train_dataset=datasets.Dataset.from_list(self.train), processing_class=tokenizer
+        )
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "per_device_train_batch_size": BATCH, "learning_rate": RATES[self.method], "num_train_epochs": epochs(self.method),
+            "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
+        }  # fmt: skip
+
+    def _model(self, made: Any) -> Any:
+        """The base as a script would load it, with PEFT's LoRA or its lower layers frozen by hand."""
+        import torch
+        import transformers as t
+        from peft import LoraConfig, get_peft_model
+
+        from tunekit.task import Task
+
+        torch.manual_seed(42)
+        auto, config = getattr(t, Task.named(self.task).auto_class), made.model.config
+        extra = {} if self.task in ("causal-lm", "seq2seq") else {"num_labels": config.num_labels}
+        model = auto.from_pretrained(self.folder, **extra)
+        if self.method == "lora":
+            held = [n for n, m in made.model.named_modules() if "lora_A" in m._modules]
+            names = sorted({".".join(n.split(".")[-2:]) for n in held})
+            kind = {"causal-lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "sequence-classification": "SEQ_CLS", "token-classification": "TOKEN_CLS"}  # fmt: skip
+            head = ["classifier"] if extra else None
+            return get_peft_model(model, LoraConfig(task_type=kind[self.task], r=16, lora_alpha=32, lora_dropout=0.0, target_modules=names, modules_to_save=head))  # fmt: skip
+        if self.method == "partial":
+            learns = {n for n, p in made.model.named_parameters() if p.requires_grad}
+            for n, p in model.named_parameters():
+                p.requires_grad_(n in learns)
+        return model
+
+    def make(self, system: str, out: str) -> Any:
+        match system:
+            case "plan":
+                return self.by_plan(out)
+            case "plan, packed":
+                tokens = [len(r["input_ids"]) for r in self.by_plan(f"{out}/rows").train_dataset]
+                length = int(sum(tokens) / len(tokens) * BATCH)
+                return self.by_plan(f"{out}/run", packing=True, max_length=length, per_device_train_batch_size=1)
+            case "plan, chunked":
+                return self.by_plan(out, loss_kernel="chunked")
+            case "defaults":
+                return self.by_defaults(out)
+        return self.by_trl(out, system == "trl, packed")
+
+
+def _padding(collate: Any) -> Any:
+    """The task's collator without what a plan puts around it."""
+    return getattr(collate, "func", collate)
+
+
+# ---------------------------------------------------------------------- one run
+class Counted:
+    """A collator that counts what it makes."""
+
+    def __init__(self, collate: Callable[[Any], Any], pad: int) -> None:
+        self.collate, self.pad, self.tokens, self.real = collate, pad, 0, 0
+
+    def __call__(self, rows: Any) -> Any:
+        batch = self.collate(rows)
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        self.tokens += ids.numel()
+        self.real += int(mask.sum() if mask is not None else (ids != self.pad).sum())
+        return batch
+
+
+def run(row: Row, system: str) -> dict[str, float]:
+    from transformers import PrinterCallback
+
+    with tempfile.TemporaryDirectory() as out, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spent = time.process_time()
+        trainer = row.make(system, f"{out}/run")
+        made = time.process_time() - spent
+        fill = _fill_seconds(row, out) if system == "plan" and row.method == "partial" else 0.0
+        trainer.remove_callback(PrinterCallback)
+        counted = trainer.data_collator = Counted(trainer.data_collator, 0)
+        wall, spent = time.perf_counter(), time.process_time()
+        trainer.train()
+        spent, wall = time.process_time() - spent, time.perf_counter() - wall
+        loss = loss_of(row, trainer.model, out)
+    return {
+        "cpu_seconds": spent + fill, "wall_seconds": wall + fill, "made_seconds": made, "steps": trainer.state.global_step,
+        "tokens": counted.tokens, "real_tokens": counted.real, "loss": loss,
+    }  # fmt: skip
+
+
+def _fill_seconds(row: Row, out: str) -> float:
+    """What making the plan's Trainer takes longer because the frozen layers are asked then."""
+    if row.task == "seq2seq":
+        return 0.0
+    from tunekit.activation_cache import keep_frozen_activations
+
+    trainer = row.by_plan(f"{out}/fill", frozen_activations="recomputed")
+    began = time.process_time()
+    keep_frozen_activations(trainer)
+    return time.process_time() - began
+
+
+def loss_of(row: Row, model: Any, out: str) -> float:
+    """The mean loss over the supervised items of the test rows."""
+    import torch
+
+    from tunekit.objectives.supervised import num_supervised
+
+    made = row.by_plan(f"{out}/test", frozen_activations="recomputed")
+    model.eval()
+    total = items = 0.0
+    for at in range(0, len(made.eval_dataset), BATCH):
+        batch = made.data_collator([made.eval_dataset[i] for i in range(at, min(at + BATCH, len(made.eval_dataset)))])
+        with torch.no_grad():
+            count = float(num_supervised(model, batch["labels"]))
+            total += float(model(**batch)["loss"]) * count
+            items += count
+    return total / items
+
+
+def by_adapters(row: Row, other: str) -> dict[str, float]:
+    """A run in the environment that has AdapterHub's adapters."""
+    with tempfile.TemporaryDirectory() as out:
+        asked = {"train": row.train, "model": str(row.folder), "out": out, "batch": BATCH, "rate": RATES[row.method], "classes": 1 + max(r["label"] for r in row.train)}  # fmt: skip
+        (Path(out) / "asked.json").write_text(json.dumps(asked))
+        done = subprocess.run(
+            [other, "-W", "ignore", __file__, "--work", f"{out}/asked.json"], capture_output=True, text=True
+        )
+    if done.returncode:
+        raise SystemExit(f"adapters in {other} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def work(path: str) -> None:
+    """In that environment: AdapterTrainer with its defaults."""
+    import adapters
+    import datasets
+    import torch
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        TrainingArguments,
+    )
+
+    asked = json.loads(Path(path).read_text())
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(asked["model"])
+    rows = datasets.Dataset.from_list([{**tokenizer(r["text"], truncation=True, max_length=128), "labels": r["label"]} for r in asked["train"]])  # fmt: skip
+    model = AutoModelForSequenceClassification.from_pretrained(asked["model"], num_labels=asked["classes"])
+    adapters.init(model)
+    model.add_adapter("a", config="seq_bn")
+    model.train_adapter("a")
+    args = TrainingArguments(
+        asked["out"], per_device_train_batch_size=asked["batch"], learning_rate=asked["rate"], num_train_epochs=1, use_cpu=True,
+        report_to="none", save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    counted = Counted(DataCollatorWithPadding(tokenizer), tokenizer.pad_token_id)
+    trainer = adapters.AdapterTrainer(model=model, args=args, train_dataset=rows, data_collator=counted)
+    spent, wall = time.process_time(), time.perf_counter()
+    trainer.train()
+    found = {"cpu_seconds": time.process_time() - spent, "wall_seconds": time.perf_counter() - wall, "steps": trainer.state.global_step, "tokens": counted.tokens, "real_tokens": counted.real}  # fmt: skip
+    print(json.dumps(found))
+
+
+# ---------------------------------------------------------------------- all of them
+def show(found: dict[str, Any]) -> None:
+    print(found["machine"])
+    print(f"{'':42}{'CPU s':>8}{'x over':>8}{'padding':>9}{'rest':>7}{'ceiling':>9}{'steps':>7}{'loss':>9}")
+    for key, by in found["runs"].items():
+        if "plan" not in by or len(by) < 2:
+            continue
+        ours = {s: _middle(r) for s, r in by.items() if "refused" not in r[0]}
+        for system, m in ours.items():
+            best = ours["plan"]
+            over = m["cpu_seconds"] / best["cpu_seconds"]
+            less = m["tokens"] / best["tokens"]
+            line = f"{key + ': ' + system:42}{m['cpu_seconds']:>8.2f}{over:>8.2f}{less:>9.2f}{over / less:>7.2f}{m['tokens'] / m['real_tokens']:>9.2f}{m['steps']:>7.0f}"  # fmt: skip
+            print(line + (f"{m['loss']:>9.4f}" if "loss" in m else ""))
+
+
+def _middle(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {k: shared.median([r[k] for r in runs]) for k in runs[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--other", help="the Python of an environment with AdapterHub's adapters 1.3")
+    parser.add_argument("--minutes", type=float, default=25)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--only", default="", help="part of the names of the rows to run, such as `sst2, lora`")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.work:
+        return work(asked.work)
+    found = shared.load(asked.out, {"machine": "", "runs": {}})
+    if not asked.table:
+        found["machine"] = shared.machine()
+        all_runs(found, asked)
+    show(found)
+    return None
+
+
+def all_runs(found: dict[str, Any], asked: argparse.Namespace) -> None:
+    """What is missing, until the time is up; the order within a row turns round with each repeat."""
+    from tunekit.errors import TunekitError
+
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as models:
+        for turn in range(asked.repeats):
+            for name in DATASETS:
+                methods = ["full", "lora", "partial"]
+                if shared.TASKS[name] == "sequence-classification":
+                    methods.append("bottleneck-adapter")
+                for method in methods:
+                    key = f"{name}, {method}"
+                    if asked.only not in key:
+                        continue
+                    by, row = found["runs"].setdefault(key, {}), Row(name, method, asked.data, Path(models))
+                    for system in systems(name, method, asked.other)[:: -1 if turn % 2 else 1]:
+                        done = by.setdefault(system, [])
+                        if len(done) > turn or (done and "refused" in done[0]):
+                            continue
+                        if time.monotonic() - began > 60 * asked.minutes:
+                            print("time is up: start it again for the rest")
+                            return
+                        try:
+                            done.append(by_adapters(row, asked.other) if system == "adapters" else run(row, system))
+                        except TunekitError as e:
+                            done.append({"refused": str(e)[:200]})
+                        print(f"{key}: {system} {done[-1]}", flush=True)
+                        shared.save(asked.out, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,11 +7,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import plain_runs
 import pytest
 import torch
 from test_assemble import ROWS, folder_of
 
-import plain_runs
 import tunekit
 import zoo
 from tunekit import activation_cache, activation_store

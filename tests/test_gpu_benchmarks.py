@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib
 import sys
@@ -55,6 +56,20 @@ def test_the_scripts_print_their_table(
     monkeypatch.setattr(sys, "argv", [name, *options])
     script.main()
     assert "1 runs:" in capsys.readouterr().out
+
+
+def test_the_advised_plan_is_swept_against_its_neighbours(
+    gpu_runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = importlib.import_module("gpu_throughput")
+    asked = argparse.Namespace(out=tmp_path / "rows.csv", device="cpu", tiny=True, minutes=5, only="bert partial")
+    rows = script.all_rows(asked)
+    assert [r["change"] for r in rows][:2] == ["advised", "rows x 0.5"]
+    assert {r["status"] for r in rows} == {"ok"}
+    assert all(float(r["tokens_per_second"]) > 0 for r in rows)
+    assert script.all_rows(asked) == rows, "a second call takes what is missing, which is nothing"
+    script.show(rows)
+    assert "as fast as what was advised" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -176,6 +176,7 @@ _WHY: Mapping[str, Callable[[Entry, Workload], str]] = {
     "warmup": _warmup,
     "seed": _plain("another seed moves the score by a point or so on small sets"),
     "loss_kernel": _plain("how the loss over the vocabulary is computed: plain, in chunks, or by Liger's kernel"),
+    "frozen_activations": _plain("cached: rows go through the layers below the first that learns once, not at every step"),
     "num_machines": _plain("machines that share the run"),
     "offload": _plain("null: everything stays on the devices"),
     "num_processes": _processes,

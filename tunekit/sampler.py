@@ -48,6 +48,24 @@ class GroupedByLength(Sampler[int]):
         return iter([*order, *range(real, len(self.lengths))])
 
 
+class LongestFirst(Sampler[int]):
+    """For an evaluation, whose figures do not depend on the order: the least padding, and the largest batch at once.
+
+    Example:
+        >>> list(LongestFirst([3, 1, 2, 3]))
+        [0, 3, 2, 1]
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order)
+
+
 def row_lengths(dataset: Any) -> list[int] | None:
     """Tokens of every row; of its longest choice for multiple choice; None where the rows do not say."""
     if "input_ids" not in (getattr(dataset, "column_names", None) or ()):

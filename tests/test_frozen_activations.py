@@ -16,8 +16,9 @@ import tunekit
 import zoo
 from tunekit import activation_cache, activation_store
 from tunekit.activation_cache import keep_frozen_activations
+from tunekit.contracts import ACTIVATIONS
 from tunekit.errors import TunekitError
-from tunekit.frozen_part import ACTIVATIONS, frozen_part
+from tunekit.frozen_part import frozen_part
 from tunekit.methods.bitfit import BitFit
 from tunekit.methods.lora import Lora
 from tunekit.methods.partial import Partial
@@ -239,3 +240,19 @@ def test_backward_does_not_reach_the_frozen_layers(checkpointing: bool, tmp_path
     trainer.train()
     assert graph[:2] == [False, True]
     assert graph.count(False) == 1, "a frozen layer was computed again for backward"
+
+
+def test_a_chunked_loss_does_without_the_frozen_layers_too(tiny_decoder: str, tmp_path: Path) -> None:
+    def losses(kept: str, kernel: str) -> list[float]:
+        plan = tunekit.Plan(
+            model=tiny_decoder, task="causal-lm", method=TOP, output_dir=str(tmp_path / f"{kept}{kernel}"), max_steps=4,
+            learning_rate=1e-3, frozen_activations=kept, loss_kernel=kernel,
+        )  # fmt: skip
+        made = tunekit.trainer(plan, train_dataset=ROWS["causal-lm"], disable_tqdm=True, logging_steps=1)
+        asked: list[int] = []
+        blocks(made.model)[0][1][0].self_attn.register_forward_hook(lambda *_: asked.append(1))
+        made.train()
+        assert bool(asked) == (kept == "recomputed")
+        return [e["loss"] for e in made.state.log_history if "loss" in e]
+
+    assert losses("cached", "chunked") == pytest.approx(losses("recomputed", "plain"), abs=1e-4)

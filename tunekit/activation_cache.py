@@ -21,9 +21,10 @@ from tunekit.activation_store import (
     sequences,
     size_bytes,
 )
+from tunekit.contracts import ACTIVATIONS
 from tunekit.errors import UnsupportedError
 from tunekit.finding import error
-from tunekit.frozen_part import ACTIVATIONS, FrozenPart, Supply, frozen_answer, frozen_part, still
+from tunekit.frozen_part import FrozenPart, Supply, frozen_answer, frozen_part, still
 
 if TYPE_CHECKING:
     import torch

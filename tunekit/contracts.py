@@ -42,6 +42,10 @@ OWN_MODULE = "tunekit_objective"
 """The name that a module of an objective's own has in the model while it learns there; it is never shipped."""
 
 
+ACTIVATIONS = "frozen_activations"
+"""What a batch calls the answers of the frozen part: (rows, tokens, width), or (rows, choices, tokens, width)."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """How to train with a method: the values a plan starts from, and where they come from."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunekit.contracts import ACTIVATIONS
 from tunekit.errors import UnsupportedError
 from tunekit.finding import Finding, error
 from tunekit.snapshot import prepared
@@ -16,9 +17,6 @@ from tunekit.task import Task
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-ACTIVATIONS = "frozen_activations"
-"""What a batch calls the answers of the frozen part: (rows, tokens, width), or (rows, choices, tokens, width)."""
 
 _WITH_POOLER = Task.named("sequence-classification")
 """The task whose head is everything above the layers, whatever the model was made for."""

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tunekit.contracts import ACTIVATIONS
 from tunekit.errors import UnsupportedError
 from tunekit.finding import error
 from tunekit.structure import class_name
@@ -49,7 +50,7 @@ def questions(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str,
     """The inputs without labels that the model's forward takes, so that models with other inputs share a batch."""
     known = inspect.signature(type(unwrapped(model)).forward).parameters  # the instance's own may be wrapped
     takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values()) and "token_type_ids" in known
-    return {k: v for k, v in inputs.items() if k not in LABELS and (takes_any or k in known)}
+    return {k: v for k, v in inputs.items() if k not in LABELS and (takes_any or k in known or k == ACTIVATIONS)}
 
 
 def on_meta(model: nn.Module) -> bool:

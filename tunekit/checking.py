@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.errors import InvalidError, TunekitError
-from tunekit.finding import Finding, error
+from tunekit.finding import Finding, Findings, error
 from tunekit.plan import Plan
 
 
-def check(trainer_or_plan: Any, dry_run: bool = False) -> tuple[Finding, ...]:
+def check(trainer_or_plan: Any, dry_run: bool = False) -> Findings:
     """What a run is about to get wrong: each finding with its code, what was seen, why it matters, the fix.
 
     Nothing is trained or written and no state is changed; with `dry_run` the longest batch is really trained for two steps
@@ -44,9 +44,9 @@ def check(trainer_or_plan: Any, dry_run: bool = False) -> tuple[Finding, ...]:
     from tunekit.preflight import inspect, of_trainer
 
     if isinstance(trainer_or_plan, Plan):
-        return _check_plan(trainer_or_plan, dry_run)
+        return Findings(_check_plan(trainer_or_plan, dry_run))
     if isinstance(trainer_or_plan, Trainer):
-        return _with_dry_run(trainer_or_plan, inspect(of_trainer(trainer_or_plan)), dry_run)
+        return Findings(_with_dry_run(trainer_or_plan, inspect(of_trainer(trainer_or_plan)), dry_run))
     seen, why = f"a {type(trainer_or_plan).__name__}", "it is neither a `transformers.Trainer` nor a `tunekit.Plan`"
     raise InvalidError(
         error("check-kind", seen, why, "pass the trainer before `train()`, or `tunekit.Plan.load(path)`")

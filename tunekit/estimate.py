@@ -47,6 +47,11 @@ class MemoryEstimate:
         """Plain values."""
         return {name: to_plain(getattr(self, name)) for name in self.__slots__}
 
+    def _repr_html_(self) -> str:
+        from tunekit.notebook import memory_html
+
+        return memory_html(self)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimeEstimate:
@@ -81,3 +86,8 @@ class TimeEstimate:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {name: to_plain(getattr(self, name)) for name in self.__slots__}
+
+    def _repr_html_(self) -> str:
+        from tunekit.notebook import time_html
+
+        return time_html(self)

@@ -51,9 +51,28 @@ class Finding:
             text += "" if text.endswith("?") else "."
         return text
 
+    def _repr_html_(self) -> str:
+        from tunekit.notebook import findings_html
+
+        return findings_html([self])
+
     def to_dict(self) -> dict[str, Any]:
         """The finding as plain JSON values, without what is empty."""
         return {k: v for k, v in asdict(self).items() if v or k == "seen"}
+
+
+class Findings(tuple[Finding, ...]):
+    """Several findings: a tuple that prints one a line, and is a table in a notebook."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self)) if self else "nothing found"
+
+    def _repr_html_(self) -> str:
+        from tunekit.notebook import findings_html
+
+        return findings_html(self)
 
 
 def error(code: str, seen: str, why: str = "", fix: str = "", source: str = "") -> Finding:

@@ -52,6 +52,13 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return filled(markdown)
 
 
+def on_post_page(output: str, **_: Any) -> str:
+    """Gives the search a name, which the theme leaves out."""
+    return output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
+
+
 def filled(markdown: str) -> str:
     """A page's text with what the code says in place of the marks."""
     return MARK.sub(lambda m: MAKERS[m[1]](m[2]), markdown)

@@ -171,7 +171,8 @@ BROKEN = {
     "repeated header": ("a.csv", b"text,text\na,1\n", "data-unreadable", "repeats a name"),
     "open quote": ("a.csv", b'text,label\n"a,1\n', "data-unreadable", "line"),
     "latin-1": ("a.csv", "text,label\ngöod,1\n".encode("latin-1"), "data-encoding", "UTF-8"),
-    "utf-16": ("a.jsonl", '{"text": "a"}\n'.encode("utf-16"), "data-encoding", "iconv"),
+    "utf-16 without a mark": ("a.jsonl", '{"text": "a"}\n'.encode("utf-16-le"), "data-encoding", "iconv"),
+    "plain text": ("a.txt", b"one\ntwo\n", "data-format", ".jsonl"),
     "not gzip": ("a.jsonl.gz", b'{"text": "a"}\n', "data-unreadable", "unzipped"),
     "torn gzip": ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-12], "data-unreadable", "unzipped"),
     "parquet": ("a.parquet", b"PAR1 no", "data-unreadable", "Parquet"),
@@ -204,6 +205,48 @@ def test_rows_of_long_lines_and_odd_line_ends_are_read(tmp_path: Path) -> None:
     assert read(tmp_path / "a.csv").train[0] == {"text": long, "label": 1}
     (tmp_path / "b.jsonl").write_bytes('{"text": "a\u2028b"}\r\n{"text": "c"}'.encode())
     assert read(tmp_path / "b.jsonl").train["text"][:] == ["a\u2028b", "c"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.csv.gz"])
+def test_a_file_with_its_mark_is_read_in_its_encoding(name: str, encoding: str, tmp_path: Path) -> None:
+    text = (
+        "text;label\nschön;1\nübel;0\n"
+        if "csv" in name
+        else '{"text": "schön", "label": 1}\n{"text": "übel", "label": 0}\n'
+    )
+    data = text.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert read(tmp_path / name).train.to_list() == [{"text": "schön", "label": 1}, {"text": "übel", "label": 0}]
+
+
+def test_parquet_parts_without_names_are_rows_to_train_on(tmp_path: Path) -> None:
+    for name, row in zip(("part-0", "part-1", "part-2"), ROWS, strict=True):
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"{name}.parquet")
+    rows = read(tmp_path)
+    assert rows.train.to_list() == ROWS
+    assert rows.eval is None
+    pq.write_table(pa.Table.from_pylist([{"other": [1]}]), tmp_path / "part-3.parquet")
+    assert read(tmp_path).train.num_rows == 4, "a column that some parts lack is empty there"
+    pq.write_table(pa.Table.from_pylist([{"text": [1]}]), tmp_path / "part-4.parquet")
+    with pytest.raises(UnreadableError) as caught:
+        read(tmp_path)
+    assert caught.value.codes == ("data-mixed",)
+
+
+def test_rows_over_the_limit_lie_on_the_disk_and_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tempfile
+
+    monkeypatch.setattr("tunekit.data.files.CHUNK_ROWS", 10)
+    monkeypatch.setattr("tunekit.data.files.MOST_BYTES", 2000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "kept"))
+    (tmp_path / "kept").mkdir()
+    rows = [{"text": f"row {i} " + "x" * 50, "label": i} for i in range(95)]
+    before = pa.total_allocated_bytes()
+    found = read(jsonl(tmp_path / "large.jsonl", rows)).train
+    assert pa.total_allocated_bytes() - before < 4000, "what is over the limit is not in memory"
+    assert found.to_list() == rows
+    assert list((tmp_path / "kept").iterdir()) == [], "nothing is left behind"
 
 
 def test_json_lines_under_a_json_name_are_read(tmp_path: Path) -> None:

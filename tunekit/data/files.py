@@ -1,14 +1,17 @@
-"""Files to rows: .jsonl, .json, .csv, .tsv and .parquet, in memory, without a cache, faults with their line."""
+"""Files to rows: .jsonl, .json, .csv, .tsv and .parquet, without a cache, faults with their line; large ones outside of memory."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import itertools
 import json
+import os
 import re
 import sys
+import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 20_000
 """Rows that are Python objects at the same time."""
+
+MOST_BYTES = 256 * 2**20
+"""Of rows that are held in memory; what is over is kept in temporary files that nobody else sees and that end with the rows."""
 
 _MOST_RATIO, _FREE_BYTES = 200, 16_000_000
 """Text is zipped to a fifth or a twentieth; one row a thousand times over, to a hundredth."""
@@ -53,10 +59,14 @@ def read_file(path: Path, train_split: str = "train") -> dict[str, datasets.Data
     """
     reader = READERS.get(suffix_of(path))
     if reader is None:
+        plain = suffix_of(path) in (".txt", ".text", ".md")
         raise UnreadableError(
             error(
-                "data-format", f"data file {path}", f"no reader for {suffix_of(path) or 'a file without a suffix'}",
-                f"use one of {', '.join(READERS)} (the text formats also as .gz), or pass a `datasets.Dataset`",
+                "data-format", f"data file {path}",
+                "plain text does not say where a row ends and what is learnt of it" if plain
+                else f"no reader for {suffix_of(path) or 'a file without a suffix'}",
+                'write each row as a line `{"text": "..."}` of a .jsonl' if plain
+                else f"use one of {', '.join(READERS)} (the text formats also as .gz), or pass a `datasets.Dataset`",
             )
         )  # fmt: skip
     if path.stat().st_size == 0:
@@ -98,20 +108,35 @@ class _Unzipped(gzip.GzipFile):
 
 @contextmanager
 def _opened(path: Path) -> Iterator[io.TextIOWrapper]:
-    """The file as UTF-8 text, unzipped where it is zipped; what goes wrong while it is read is one clear error."""
+    """The file as text, UTF-8 or UTF-16 with its mark, unzipped where it is zipped; what goes wrong is one clear error."""
     raw: Any = _Unzipped(path) if path.name.lower().endswith(".gz") else open(path, "rb")  # noqa: SIM115
-    with raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
+    with raw, io.TextIOWrapper(raw, encoding=_encoding(raw, path), newline="") as text:
         try:
             yield text
         except UnicodeDecodeError:
-            raise UnreadableError(
-                error(
-                    "data-encoding", f"data file {path}", "it is not UTF-8",
-                    f"convert it: `iconv -f LATIN1 -t UTF-8 {path.name}` (or `-f UTF-16`)",
-                )
-            ) from None  # fmt: skip
+            raise _no_utf8(path) from None
         except (gzip.BadGzipFile, EOFError, zlib.error) as e:
             raise broken(path, f"it cannot be unzipped: {e}") from None
+
+
+def _encoding(raw: Any, path: Path) -> str:
+    """UTF-16 where its mark stands first, otherwise UTF-8; zeros at the start are UTF-16 without a mark, which is refused."""
+    try:
+        start = raw.peek(4)[:4]
+    except (gzip.BadGzipFile, EOFError, zlib.error):  # said where the text is read
+        return "utf-8-sig"
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if b"\0" in start:
+        raise _no_utf8(path)
+    return "utf-8-sig"
+
+
+def _no_utf8(path: Path) -> UnreadableError:
+    fix = f"convert it: `iconv -f LATIN1 -t UTF-8 {path.name}` (or `-f UTF-16LE`)"
+    return UnreadableError(
+        error("data-encoding", f"data file {path}", "it is neither UTF-8 nor UTF-16 with its mark", fix)
+    )
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -280,10 +305,12 @@ def from_rows(rows: Iterable[Mapping[str, Any]], source: str) -> datasets.Datase
         UnreadableError: `data-mixed`: a column whose values have no type in common.
         InvalidError: `data-empty`.
     """
-    tables, number = [], 0
+    tables, number, held = [], 0, 0
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
-        tables.append(_table(chunk, source, number))
+        table = _table(chunk, source, number)
+        held += table.nbytes
+        tables.append(table if held <= MOST_BYTES else _on_disk(table))
         number += len(chunk)
     if not tables or not tables[0].num_columns:
         raise InvalidError(empty(source, "there are no rows" if not tables else "the rows have no columns"))
@@ -307,6 +334,20 @@ def _table(rows: list[Mapping[str, Any]], source: str, first: int) -> pa.Table:
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as e:
             raise UnreadableError(_mixed(name, source, values, first, str(e))) from None
     return pa.table(columns)
+
+
+def _on_disk(table: pa.Table) -> pa.Table:
+    """The same table out of a file that is mapped into memory as it is read, and is gone when nobody holds the table."""
+    import pyarrow as pa
+
+    handle, name = tempfile.mkstemp(prefix="tunekit-rows-", suffix=".arrow")
+    try:
+        with os.fdopen(handle, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        mapped: pa.Table = pa.ipc.open_file(pa.memory_map(name)).read_all()
+    finally:
+        os.unlink(name)
+    return mapped
 
 
 def _mixed(name: str, source: str, values: list[Any], first: int, reason: str) -> Finding:

@@ -49,8 +49,8 @@ def read(
 
     Args:
         source: A `datasets.Dataset` or `DatasetDict`, a list of dicts, a .jsonl, .json, .csv, .tsv or .parquet file
-            (the text formats also as .gz), a folder with `train.*` and perhaps `validation.*` (or one that
-            `save_to_disk` wrote), or a hub id.
+            (the text formats also as .gz), a folder with `train.*` and perhaps `validation.*` (or of .parquet
+            parts alone, or one that `save_to_disk` wrote), or a hub id.
         name: The hub dataset's configuration.
         revision: The hub dataset's revision.
         train_split: The split to train on.
@@ -145,6 +145,7 @@ def _read_folder(folder: Path, train_split: str) -> dict[str, Any]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _load_from_disk(folder, train_split)
     found = {split: files for split in (train_split, *EVAL_SPLITS) if (files := _files_of(folder, split))}
+    found = found or _unnamed_parts(folder, train_split)
     if train_split not in found:
         there = sorted(p.name for p in folder.iterdir())[:10]
         raise MissingError(
@@ -167,13 +168,24 @@ def _files_of(folder: Path, split: str) -> list[Path]:
     return whole or sorted(p for p in files if re.match(rf"{re.escape(split)}-\d", p.name))
 
 
+def _unnamed_parts(folder: Path, train_split: str) -> dict[str, list[Path]]:
+    """The .parquet files of a folder whose names speak of no split, as tools that write in parts leave them: all to train on."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and suffix_of(p) == ".parquet")
+    return {train_split: files} if files else {}
+
+
 def _read_shards(files: list[Path], split: str) -> datasets.Dataset:
     import datasets
 
     shards = [read_file(path, split)[split] for path in files if path.stat().st_size]
     if not shards:
         raise InvalidError(empty(str(files[0]), "the file has no content"))
-    return shards[0] if len(shards) == 1 else datasets.concatenate_datasets(shards)
+    try:
+        return shards[0] if len(shards) == 1 else datasets.concatenate_datasets(shards)
+    except (ValueError, TypeError) as e:
+        raise UnreadableError(
+            error("data-mixed", f"the files {files[0].name} to {files[-1].name}", " ".join(str(e).split())[:300], "give every file the same columns")
+        ) from None  # fmt: skip
 
 
 def _load_from_disk(folder: Path, train_split: str) -> dict[str, Any]:

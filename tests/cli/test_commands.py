@@ -53,6 +53,25 @@ def test_help_names_every_command_and_each_has_an_example() -> None:
         assert f"Example: tunekit {name}" in " ".join(call(name, "--help").stdout.split())
 
 
+def test_every_command_gives_json_and_those_of_a_plan_take_changes() -> None:
+    import typer
+
+    group: Any = typer.main.get_command(app)
+    for name in COMMANDS:
+        options = {o for p in group.commands[name].params for o in p.opts}
+        assert "--json" in options, name
+        assert ("changes" in options) == (name in ("estimate", "calibrate", "check", "train", "launch", "teach")), name
+
+
+@pytest.mark.parametrize(
+    ("typed", "position", "offered"), [("tunekit ad", 1, "advise"), ("tunekit launch --dr", 2, "--dry-run")]
+)
+def test_the_shell_completes_commands_and_options(typed: str, position: int, offered: str) -> None:
+    env = {**os.environ, "_TUNEKIT_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(position)}
+    done = subprocess.run([sys.executable, "-m", "tunekit"], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == [offered]
+
+
 def test_the_version_is_told() -> None:
     import tunekit
 

@@ -183,20 +183,32 @@ def _short(count: int) -> str:
 
 
 def evidence(slug: str) -> str:
-    """What the rules say of one method or objective."""
+    """What the rules say of one method or objective, asked all the questions that the rules' own examples ask."""
     rows = [
         (f"[{rule.title}](../choosing.md#{rule.slug})", f.seen, _points(f), f.why)
-        for rule, q, f in _fired()
-        if f.severity in ("favours", "disfavours") and not rule.slug.startswith("goal-") and _is_about(q.plan, slug)
+        for rule, q in _asked_of(slug)
+        if (f := rule.judge(q)) is not None and f.severity in ("favours", "disfavours")
     ]
     if not rows:
         return "No rule speaks of it yet; it is ranked by what the simulation predicts and by the rules that hold for every method.\n"
     return table(("rule", "it says", "points", "because"), dict.fromkeys(rows))
 
 
-def _is_about(plan: Any, slug: str) -> bool:
-    objective = plan.objective.slug if plan.objective is not None else "supervised"
-    return plan.method.slug == slug if objective == "supervised" else objective == slug
+def _asked_of(slug: str) -> list[tuple[Any, Any]]:
+    """Each rule of the evidence with its questions, put about this method, or those that are about this objective."""
+    from dataclasses import replace
+
+    from tunekit.discovery import everything
+
+    asked = [(r, q) for r in everything("rule").values() if not r.slug.startswith("goal-") for q in r.fires()]
+    if _kind(slug) == "objective":
+        return [(r, q) for r, q in asked if q.plan.objective is not None and q.plan.objective.slug == slug]
+    usual = [(r, q) for r, q in asked if q.plan.objective is None or q.plan.objective.slug == "supervised"]
+    own = [(r, q) for r, q in usual if q.plan.method.slug == slug]
+    plain = [
+        (r, replace(q, plan=q.plan.replace(method=instance(slug)))) for r, q in usual if q.plan.quantization is None
+    ]
+    return [*own, *plain]
 
 
 # ----------------------------------------------------------------------------------------------------- codes and commands

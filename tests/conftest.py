@@ -20,6 +20,7 @@ os.environ |= {
     "DS_ACCELERATOR": "cpu",  # DeepSpeed prints what it guesses otherwise
     "COLUMNS": "120",
     "TUNEKIT_CALIBRATION": "off",  # the user's own measurements stay theirs
+    "TUNEKIT_CACHE": "off",  # and so do their tokenised rows
 }
 
 import pytest

@@ -28,6 +28,10 @@ REPEATED: ContextVar[tuple[int, int]] = ContextVar("REPEATED", default=(1, 1))
 """How often what is done now stands for, as a fraction: read by the simulator, where a loop is taken once without weights."""
 
 
+SUPERVISED: ContextVar[float] = ContextVar("SUPERVISED", default=1.0)
+"""Share of a batch's positions that have a label: weightless labels do not say."""
+
+
 @contextmanager
 def repeated(all_of_it: int, this: int) -> Iterator[None]:
     """While it lasts, an op on weightless tensors counts as `all_of_it / this` of them."""

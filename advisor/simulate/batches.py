@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import exp, log, sqrt
+from math import ceil, exp, log, sqrt
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from tunekit.workload import DataFacts, ModelFacts
 
 _ASSUMED_LENGTH = 512
 """Tokens a row where neither plan, data nor model say anything."""
+_SHARE_STEP = 0.125
 _WINDOW = 80
 """Rows that PEFT's benchmark sorts by length, longest first, before it cuts them into batches."""
 _PEFT_SHORTEST, _PEFT_TYPICAL, _PEFT_MEAN = 104, 228, 210
@@ -42,6 +43,17 @@ def batches(plan: Plan, model: ModelFacts, data: DataFacts | None, loop: Loop) -
     Lengths come from the data, cut at `max_length` and at what the model's positions allow; without data every row is
     as long as that allows.
     """
+    made = _batches(plan, model, data, loop)
+    if plan.loss_kernel != "chunked" or data is None or not data.supervised_tokens:
+        return made
+    # In steps, so that nearly equal questions share a trace. For seq2seq the targets are what is padded.
+    padded = made.longest.target_length or made.typical.length
+    tokens = data.supervised_tokens / made.rows_per_example
+    share = min(1.0, max(_SHARE_STEP, _SHARE_STEP * ceil(tokens / padded / _SHARE_STEP)))
+    return replace(made, longest=replace(made.longest, supervised=share), typical=replace(made.typical, supervised=share))  # fmt: skip
+
+
+def _batches(plan: Plan, model: ModelFacts, data: DataFacts | None, loop: Loop) -> Batches:
     cap = _cap(plan, model)
     if loop == "peft-benchmark" and not (data and data.lengths):
         return _peft_benchmark(plan, cap or _ASSUMED_LENGTH)

@@ -15,7 +15,7 @@ from tunekit.advisor.simulate.generation import EVALUATED_ROWS, EVALUATED_TOKENS
 from tunekit.advisor.simulate.kernels import Attention
 from tunekit.advisor.simulate.optimizers import make, rank_importance, warm_up
 from tunekit.advisor.simulate.trace import EVALUATION, Block, Recorder, Trace
-from tunekit.contracts import Objective
+from tunekit.contracts import SUPERVISED, Objective
 from tunekit.task import Task
 
 Loop = Literal["trainer", "peft-benchmark", "trainer-evaluation", "peft-evaluation"]
@@ -38,6 +38,8 @@ class Shape:
     """For PEFT's benchmark: the batch before, whose outputs are still alive."""
     padded: bool = True
     """Whether any row is shorter than the longest."""
+    supervised: float = 1.0
+    """Share of the positions that have a label, where the loss leaves out the others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,7 +295,9 @@ def _trainer(
     recorder.own(batch.values(), "activations")
     with recorder:
         recorder.moment = "forward"
+        token = SUPERVISED.set(shape.supervised)
         loss, outputs = _forward(recorder, model, batch, step, objective)
+        SUPERVISED.reset(token)
         del outputs
         _backward_and_update(recorder, model, stacks, step, optimizer, loss)
         recorder.moment = "end"

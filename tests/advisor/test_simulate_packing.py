@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,19 @@ def test_packing_takes_fewer_and_longer_steps(plan: tunekit.Plan) -> None:
 def test_without_a_longest_length_a_sequence_is_as_long_as_the_longest_row(plan: tunekit.Plan) -> None:
     made = batches(plan.replace(packing=True, max_length=None), model_facts(plan.model), DATA, "trainer")
     assert made.longest.length == 200
+
+
+def test_the_chunked_loss_costs_what_its_targets_take(plan: tunekit.Plan) -> None:
+    wide = {**json.loads((Path(plan.model) / "config.json").read_text()), "vocab_size": 50_000}
+    (Path(plan.model) / "config.json").write_text(json.dumps(wide))
+    chunked = plan.replace(loss_kernel="chunked", per_device_train_batch_size=64, max_length=512)
+    flops = [
+        tunekit.estimate_time(p, "24GB", replace(DATA, supervised_tokens=tokens)).step_flops
+        for p, tokens in (
+            (chunked, 77.0),
+            (chunked, 19.0),
+            (plan.replace(per_device_train_batch_size=64, max_length=512), 19.0),
+        )
+    ]
+    assert flops[1] < 0.5 * flops[0], "the vocabulary is nearly all there is to this model"
+    assert flops[2] > 0.95 * flops[0], "the plain loss multiplies every position"

@@ -27,7 +27,7 @@ def main(jobs: Path) -> None:
         if not trainer.is_world_process_zero():
             continue
         objective = trainer.learning_objective
-        teacher = objective.teacher_of(trainer.model) if objective.asks_teacher else None
+        teacher = objective.teacher_of(trainer.model) if getattr(objective, "asks_teacher", False) else None
         held = {id(p) for g in trainer.optimizer.param_groups for p in g["params"]}
         result = {
             "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],

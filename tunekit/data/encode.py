@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit.data.classify import choice_encoder, sequence_encoder
 from tunekit.data.generate import messages_encoder, prompt_encoder, seq2seq_encoder, text_encoder
+from tunekit.data.kept import kept, key
 from tunekit.data.labels import IGNORE
 from tunekit.data.labels import label_names as read_names
 from tunekit.data.labels import problem_type as read_problem
@@ -51,7 +52,11 @@ def encode(
     problem_type: str | None = None,
     template: str | None = None,
 ) -> Encoded:
-    """Tokens and labels of rows, without padding; nothing is written to disk that outlives the process.
+    """Tokens and labels of rows, without padding.
+
+    Rows of more than a megabyte are kept in the user's cache folder under a digest of all that decides them (`TUNEKIT_CACHE`
+    names another folder, or `off`); of others nothing is written to disk that outlives the process. The tokenizer itself
+    uses every core.
 
     What each task gets beside `input_ids` and `attention_mask` (and `token_type_ids` where the tokenizer gives them):
 
@@ -85,15 +90,28 @@ def encode(
     problem = read_problem(dataset, task, columns, problem_type)
     label_names = label_names or read_names(dataset, task, columns, (), problem)
     limit = max_length if max_length is not None else own_limit(tokenizer)
-    tally = Tally()
-    encoder = encoder_of(task, tokenizer, columns, limit, label_names, problem, template, tally)
     used, rename = renaming(dataset, columns, template)
+
+    def make() -> tuple[datasets.Dataset, tuple[Finding, ...]]:
+        tally = Tally()
+        encoder = encoder_of(task, tokenizer, columns, limit, label_names, problem, template, tally)
+        made = _mapped(dataset, used, _keeping(encoder, rename, task, tally), limit)
+        return made, tally.findings(len(dataset), limit)
+
+    name = key(
+        dataset, used, tokenizer, task=task.name, columns=sorted(columns.items()), limit=limit, names=list(label_names), problem=problem, template=template
+    )  # fmt: skip
+    rows, findings = kept(name, make)
+    return Encoded(dataset=rows, findings=findings)
+
+
+def _mapped(dataset: datasets.Dataset, used: list[str], function: Any, limit: int | None) -> datasets.Dataset:
     with no_bars():
         made = (
             dataset.with_format(None)
             .select_columns(used)
             .map(
-                _keeping(encoder, rename, task, tally),
+                function,
                 batched=True,
                 batch_size=BATCH_ROWS,
                 with_indices=True,
@@ -107,7 +125,7 @@ def encode(
         raise InvalidError(
             error("data-unsupervised", f"{len(dataset)} rows with `max_length` {limit}", "not one has a token that the loss would see", "set a larger `max_length`, or look at the rows' answers")
         )  # fmt: skip
-    return Encoded(dataset=made, findings=tally.findings(len(dataset), limit))
+    return made
 
 
 def own_limit(tokenizer: PreTrainedTokenizerBase) -> int | None:

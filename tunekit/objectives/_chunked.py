@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tunekit.contracts import repeated
+from tunekit.contracts import SUPERVISED, repeated
 from tunekit.objectives._live import questions, unwrapped
 from tunekit.objectives._vocabulary import Answers, answers, decoder_targets, with_decoder_inputs
 
@@ -143,7 +143,7 @@ def _forward(
     once = states.is_meta and len(states) > size
     for start in range(0, size if once else len(states), size):
         part = states[start : start + size].detach().requires_grad_()
-        with torch.enable_grad(), repeated(len(states), size) if once else repeated(1, 1):
+        with torch.enable_grad(), repeated(int(len(states) * SUPERVISED.get()), size) if once else repeated(1, 1):
             made = piece(part, targets[start : start + size])
             found = torch.autograd.grad(made, [part, *parameters], allow_unused=True)
         into[start : start + size] = found[0]

@@ -122,7 +122,9 @@ def test_what_is_small_switched_off_or_changes_by_itself_is_not_kept(
     minilm: PreTrainedTokenizerBase, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dated = copy.deepcopy(minilm)
-    dated.chat_template = "{{ strftime_now('%d') }}"
+    dated.chat_template = (
+        "{{ strftime_now('%d') }}{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    )
     made(dated)
     monkeypatch.setenv("TUNEKIT_CACHE", "off")
     made(minilm)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _CHANGES_LOGITS: weakref.WeakSet[Any] = weakref.WeakSet()
 """Models that do something to the logits after their output layer (a soft cap, a bias): theirs are made whole."""
 
+_KNOWN_END: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Models of which it was seen what they do after it; looking at values makes a GPU wait."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
@@ -79,7 +82,8 @@ def answers(
         after = _after(inner)
         with _first_position_only(head) as seen:
             outputs = model(**inputs)
-        if seen.is_the_end(outputs["logits"], on_meta(inner), after):
+        if inner in _KNOWN_END or seen.is_the_end(outputs["logits"], on_meta(inner), after):
+            _KNOWN_END.add(inner)
             words = int(outputs["logits"].shape[-1])
             return Answers(states=seen.states[0], head=head, outputs=outputs, after=after, precision=seen.precision, words=words)  # fmt: skip
         _CHANGES_LOGITS.add(inner)

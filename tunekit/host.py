@@ -121,7 +121,8 @@ def _habits(plan: Plan, task: Task, evaluates: bool) -> dict[str, Any]:
         "batch_eval_metrics": True,
         "data_seed": plan.seed,
         # Half of the tokens of short rows are padding otherwise; the same score after the same steps.
-        "train_sampling_strategy": "random" if plan.packing else "group_by_length",
+        # Packed rows are nearly of one length: for them it is the order that does not depend on the number of processes.
+        "train_sampling_strategy": "group_by_length",
     }
     if evaluates:
         habits |= {

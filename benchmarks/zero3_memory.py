@@ -109,6 +109,7 @@ def rank(plan: str, result: str) -> None:
 
 def measure(method: str, gib: float) -> dict[str, Any]:
     import tunekit
+    from tunekit.sharding import launch_environment
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -118,7 +119,7 @@ def measure(method: str, gib: float) -> dict[str, Any]:
         plan.save(folder / "plan.yaml")
         estimate = tunekit.estimate_memory(plan, "cpu", [LENGTH] * 32)
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **launch_environment(plan, cpu=True)}
         done = subprocess.run(
             [*launch, "--rank", str(folder / "plan.yaml"), str(folder / "peak")],
             env=env,

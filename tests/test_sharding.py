@@ -115,7 +115,8 @@ def test_accelerates_file_starts_the_plans_processes() -> None:
     assert "mixed_precision" not in zero, "accelerate refuses it beside DeepSpeed's file"
     # Told so by its file, accelerate starts one process whatever the number.
     assert accelerate_config(plan(sharding="ddp"), cpu=True)["use_cpu"] is False
-    assert launch_environment(plan(sharding="ddp"), cpu=True) == {"ACCELERATE_USE_CPU": "true"}
+    given = {"ACCELERATE_USE_CPU": "true", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    assert launch_environment(plan(sharding="ddp"), cpu=True) == given
     assert launch_environment(plan(), cpu=False) == {}
 
 

@@ -1,10 +1,7 @@
-"""Prompt learning on two CPU ranks, from a plan file through the launchers, trains as one process does, whole or in ZeRO-3's pieces."""
+"""Prompt learning on two CPU ranks, from a plan file through `accelerate launch`, trains as one process does."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,38 +11,20 @@ from distributed.test_two_ranks import learnt, losses, train, write_plan
 from tunekit.objectives.prompt_learning import PromptLearning
 from tunekit.plan import Plan
 
-OBJECTIVE = PromptLearning(
-    templates=("{text} was {mask}", "a {mask} : {text}"), verbalizer={"0": ("bad", "poor"), "1": ("good fine",)}
-)
-
-
-def a_plan(folder: Path, model: str, ranks: int, batch: int, accumulation: int, sharding: str | None) -> Path:
-    path = write_plan(folder, model, ranks=ranks, batch=batch, accumulation=accumulation)
-    made = Plan.load(path).replace(objective=OBJECTIVE, sharding=sharding)
-    made.save(path, overwrite=True)
-    return path
-
-
-def under_deepspeed(plan: Path) -> subprocess.CompletedProcess[str]:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
-    env.pop("ACCELERATE_USE_CPU", None)
-    return subprocess.run(
-        [sys.executable, *launch, "-m", "tunekit", "train", str(plan)], capture_output=True, text=True, timeout=240, env=env, cwd=plan.parent
-    )  # fmt: skip
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["ddp", "zero3"])
-def test_two_ranks_give_the_loss_curve_of_one_process(sharding: str, tmp_path: Path, tiny_masked: str) -> None:
-    if sharding == "zero3":
-        pytest.importorskip("deepspeed")
-    alone = a_plan(tmp_path, tiny_masked, 1, 8, 1, None)
-    together = a_plan(tmp_path, tiny_masked, 2, 2, 2, sharding)
-    for path, run in ((alone, lambda p: train(p, 1)), (together, (lambda p: train(p, 2)) if sharding == "ddp" else under_deepspeed)):  # fmt: skip
-        done = run(path)
+def test_two_ranks_give_the_loss_curve_of_one_process(tmp_path: Path, tiny_masked: str) -> None:
+    objective = PromptLearning(
+        templates=("{text} was {mask}", "a {mask} : {text}"), verbalizer={"0": ("bad", "poor"), "1": ("good fine",)}
+    )
+    plans = []
+    for ranks, batch, accumulation in ((1, 8, 1), (2, 2, 2)):
+        path = write_plan(tmp_path, tiny_masked, ranks=ranks, batch=batch, accumulation=accumulation)
+        Plan.load(path).replace(objective=objective).save(path, overwrite=True)
+        done = train(path, ranks)
         assert done.returncode == 0, done.stderr[-3000:]
-    assert len(losses(alone)) == 4
-    assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
-    for name, tensor in learnt(alone).items():
-        assert torch.allclose(tensor, learnt(together)[name], atol=1e-4), name
+        plans.append(path)
+    assert len(losses(plans[0])) == 4
+    assert losses(plans[1]) == pytest.approx(losses(plans[0]), rel=1e-4)
+    for name, tensor in learnt(plans[0]).items():
+        assert torch.allclose(tensor, learnt(plans[1])[name], atol=1e-4), name

@@ -4,7 +4,8 @@
     python examples/prompt_learning.py --model gpt2              a real one
 
 The model has read sentences about films, some of them with a verdict ("It was good"). Asked by a blank it says which verdict a
-new sentence would get; eight rows a class teach it the words of which it has read no verdict, where a new head starts from nothing.
+new sentence would get; eight rows a class teach it the words of which it has read no verdict. (On sentences as simple as these a new
+head learns them as well; what it cannot do is answer before it has seen a label.)
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main() -> None:
     asked = arguments(__doc__, steps=60)
     few, held_out = opinions(16), opinions(80, seed=1)
     read = read_before()
-    model = asked.model or taught(small_model("gpt2", [r["text"] for r in read]), "causal-lm", read, 3 * asked.steps)
+    model = asked.model or taught(small_model("gpt2", [r["text"] for r in read]), "causal-lm", read, 10 * asked.steps)
 
     tokenizer, live = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
     scores = tunekit.prompt_scores(live, tokenizer, OBJECTIVE, held_out)

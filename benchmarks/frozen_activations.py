@@ -96,7 +96,7 @@ def by_plan(name: str, depth: int, train: Any, test: Any, epochs: int, folder: s
 
 def pair(name: str, depth: int, asked: argparse.Namespace, turn: int) -> dict[str, dict[str, float]]:
     train = shared.read(asked.data, name, "train", asked.rows)
-    test = shared.read(asked.data, name, "validation", 400)
+    test = shared.read(asked.data, name, "validation", 200)
     runs = {
         "by hand": lambda f: by_hand(name, depth, train, test, asked.epochs, f),
         "recomputed": lambda f: by_plan(name, depth, train, test, asked.epochs, f, "recomputed"),
@@ -112,7 +112,7 @@ def pair(name: str, depth: int, asked: argparse.Namespace, turn: int) -> dict[st
 def show(found: dict[str, Any]) -> None:
     print(f"{found['machine']}; {found['settings']}")
     print(f"{'':26}{'by hand':>9}{'recomputed':>12}{'cached':>9}{'of it fill':>12}{'over hand':>11}{'over plan':>11}   accuracy of the three")  # fmt: skip
-    for key, pairs in found["pairs"].items():
+    for key, pairs in ((k, p) for k, p in found["pairs"].items() if p):
         middle = {w: shared.median([p[w]["cpu_seconds"] for p in pairs]) for w in ("by hand", "recomputed", "cached")}
         over = {w: shared.median([p[w]["cpu_seconds"] / p["cached"]["cpu_seconds"] for p in pairs]) for w in middle}
         fill = shared.median([p["cached"]["fill_seconds"] for p in pairs])

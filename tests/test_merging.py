@@ -130,3 +130,21 @@ def test_the_command_prints_the_difference(tiny_encoder: str, tmp_path: Path) ->
     assert "apart on average" in result.stdout
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     assert CliRunner().invoke(app, ["merge", str(run), str(tmp_path / "merged")]).exit_code == 2
+
+
+@pytest.mark.parametrize("method", [tunekit.methods.Full(), tunekit.methods.Lora(r=4)], ids=["full", "lora"])
+def test_a_run_by_prompts_comes_back_as_the_language_model_that_it_is(
+    tiny_masked: str, tmp_path: Path, method: Any
+) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    words = {"0": ["red"], "1": ["blue"]}
+    prompts = tunekit.objectives.PromptLearning(templates=("{text} {mask}",), verbalizer=words)
+    run = trained(tiny_masked, tmp_path, "sequence-classification", method, objective=prompts)
+    opened = tunekit.reopen(run).model
+    merged = tunekit.merge(run, tmp_path / "merged")
+    assert merged.same_answer == 1.0
+    plain = AutoModelForMaskedLM.from_pretrained(tmp_path / "merged")
+    assert torch.allclose(answers(plain), answers(opened), atol=1e-4)
+    untrained = AutoModelForMaskedLM.from_pretrained(tiny_masked)
+    assert not torch.allclose(answers(plain), answers(untrained), atol=1e-2)

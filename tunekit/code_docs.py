@@ -56,8 +56,8 @@ def said_under(code: str) -> tuple[Said, ...]:
     """What is said under a code as a message shows it; empty for one that is not known.
 
     Example:
-        >>> said_under("method-unknown")[0].code
-        '*-unknown'
+        >>> said_under("method-plugin-broken")[0].code
+        '*-plugin-broken'
     """
     exact = all_codes().get(code, ())
     return exact or tuple(

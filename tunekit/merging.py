@@ -13,7 +13,7 @@ from tunekit.errors import MissingError, OccupiedError, TunekitError, Unsupporte
 from tunekit.finding import error
 from tunekit.material import gather
 from tunekit.plan import Plan
-from tunekit.pretrained import load_model, load_tokenizer
+from tunekit.pretrained import form_of, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -98,16 +98,17 @@ def merge(folder: str | Path, output: str | Path, *, into: Into = "base", overwr
     plan = _plan(learnt)
     _check(plan, output, into, overwrite)
     labels, rows, measured_on = _material(plan)
-    trained = load(load_model(plan, **labels), learnt)
+    form = form_of(plan)
+    trained = load(load_model(plan, form=form, **labels), learnt, task=form)
     before = _answers(trained, rows)
     if plan.quantization is None:
         merged = fold(trained)
     else:
         del trained
-        base = load_model(plan if into == "dequantized" else plan.replace(quantization=None), **labels)
+        base = load_model(plan if into == "dequantized" else plan.replace(quantization=None), form=form, **labels)
         if into == "dequantized":
             base = _dequantized(base, getattr(torch, plan.dtype))
-        merged = fold(load(base, learnt))
+        merged = fold(load(base, learnt, task=form))
     after = _answers(merged, rows)
     _write(merged, plan, output)
     apart = (after - before).abs()
@@ -152,12 +153,16 @@ def _material(plan: Plan) -> tuple[dict[str, Any], dict[str, torch.Tensor], str]
     from tunekit.data.collate import collator
     from tunekit.task import Task
 
-    task = Task.named(plan.task)
+    task = form_of(plan)
     try:
-        found = gather(plan)
+        found = (
+            gather(plan) if task == Task.named(plan.task) else None
+        )  # prompts' rows are no rows of the model's own form
     except TunekitError:
         if task.has_head:
             raise
+        found = None
+    if found is None:
         tokens = torch.randint(
             6,
             len(load_tokenizer(plan.model, plan.revision)),

@@ -48,6 +48,12 @@ def read_side(model: str, revision: str | None = None) -> Side:
     return side_of(AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False))
 
 
+def form_of(plan: Plan) -> Task:
+    """The form in which a plan's model learns its task: the task itself, or a language model's for prompts."""
+    task = Task.named(plan.task)
+    return task if plan.objective is None else plan.objective.learnt_as(task, read_side(plan.model, plan.revision))
+
+
 def load_model(
     plan: Plan,
     *,

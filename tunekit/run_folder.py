@@ -10,7 +10,7 @@ from tunekit.attach import load
 from tunekit.errors import MissingError
 from tunekit.finding import error
 from tunekit.plan import DataSpec, Plan
-from tunekit.pretrained import load_model, load_tokenizer
+from tunekit.pretrained import form_of, load_model, load_tokenizer
 from tunekit.task import Task
 
 if TYPE_CHECKING:
@@ -65,9 +65,10 @@ def reopen(
     asked = plan.replace(
         model=name, revision=revision, dtype=dtype or plan.dtype, quantization=plan.quantization if quantized and not whole else None
     )  # fmt: skip
-    model = load_model(asked, **labels_of(plan))
+    form = form_of(asked)
+    model = load_model(asked, form=form, **labels_of(plan))
     if not whole:
-        model = load(model, folder, task=plan.task)
+        model = load(model, folder, task=form)
     return Reopened(model.eval(), load_tokenizer(str(folder) if _has_tokenizer(folder) else name, revision), plan)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tunekit.plan import Plan
@@ -37,7 +39,25 @@ def fsdp_arguments(plan: Plan) -> dict[str, Any]:
     return made
 
 
-def share(trainer: Any) -> None:
+@contextmanager
+def held_back(args: Any) -> Iterator[Any]:
+    """The arguments without their `parallelism_config` where accelerate would refuse it: with processes on the CPU.
+
+    Yields:
+        What was held back, for `share`; None where nothing was.
+    """
+    config = getattr(args, "parallelism_config", None)
+    if config is None or args.device.type != "cpu" or args.fsdp_plugin_args is None:
+        yield None
+        return
+    args.parallelism_config = None
+    try:
+        yield config
+    finally:
+        args.parallelism_config = config
+
+
+def share(trainer: Any, parallelism: Any = None) -> None:
     """Turns FSDP on where a Trainer was told to use it and its processes are on the CPU.
 
     accelerate (1.15, `AcceleratorState.__init__`) looks at its FSDP settings for devices of every kind but the CPU, where the
@@ -45,6 +65,7 @@ def share(trainer: Any) -> None:
 
     Args:
         trainer: The host's Trainer, when it has made its accelerator.
+        parallelism: accelerate's `ParallelismConfig`, where `held_back` kept one for now.
     """
     if trainer.args.fsdp_plugin_args is None or trainer.is_fsdp_enabled:
         return
@@ -61,6 +82,9 @@ def share(trainer: Any) -> None:
     state.distributed_type = DistributedType.FSDP
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     trainer.is_fsdp_enabled = True
+    if parallelism is not None:
+        state.parallelism_config, state.device_mesh = parallelism, parallelism.get_device_mesh("cpu")
+        parallelism._validate_accelerator(trainer.accelerator)
 
 
 def by_blocks(trainer: Any) -> None:

@@ -17,7 +17,7 @@ from tunekit.contracts import Objective
 from tunekit.data.fill import num_fillers, real_rows
 from tunekit.errors import UnsupportedError
 from tunekit.finding import error
-from tunekit.fsdp import by_blocks, share
+from tunekit.fsdp import by_blocks, held_back, share
 from tunekit.objectives.supervised import Supervised, num_supervised
 from tunekit.out_of_memory import (
     OomRecovery,
@@ -223,8 +223,9 @@ class TrainerMixin:
 
     def create_accelerator_and_postprocess(self) -> None:
         """The host's; FSDP is turned on where accelerate leaves it out."""
-        super().create_accelerator_and_postprocess()  # type: ignore[misc]
-        share(self)
+        with held_back(self.args) as parallelism:  # type: ignore[attr-defined]
+            super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        share(self, parallelism)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The host's optimizer over the method's parameter groups."""

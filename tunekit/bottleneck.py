@@ -23,9 +23,21 @@ DEFAULT = "default"
 class CastLinear(nn.Linear):
     """A linear layer that computes in the type of its input; a module of its own, so that ZeRO-3 gathers it."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        bias = None if self.bias is None else self.bias.to(input.dtype)
-        return nn.functional.linear(input, self.weight.to(input.dtype), bias)
+    def forward(self, input: torch.Tensor, factor: float = 1.0, onto: torch.Tensor | None = None) -> torch.Tensor:
+        """`factor` times the layer's output, added to `onto` in the latter's type where there is one.
+
+        The factor goes into the product and the sum into its result: two passes over the stream less, and one tensor less.
+        """
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        if factor == 1.0 and onto is None:
+            return nn.functional.linear(input, weight, bias)
+        # As a matrix: adding in place to the view that `linear` returns would be copied again for its gradient.
+        rows = input.reshape(-1, input.shape[-1])
+        out = torch.addmm(bias if factor == 1.0 else bias * factor, rows, weight.t(), alpha=factor)
+        if onto is not None:
+            matrix = onto.reshape(out.shape)
+            out = out.add_(matrix) if out.dtype == onto.dtype else matrix + out.to(onto.dtype)
+        return out.view(*input.shape[:-1], out.shape[-1])
 
 
 class CastNorm(nn.LayerNorm):
@@ -57,20 +69,16 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """What is added to the stream, or its sum with `residual` in the residual's type; (..., width) like `x`."""
-        hidden = x if self.norm_before is None else self.norm_before(x)
-        out, factor = self.up(self.act(self.down(hidden))), 1.0
-        if isinstance(self.scaling, nn.Parameter):
-            out = out * self.scaling.to(out.dtype)
-        else:
-            factor = self.scaling
-        if self.dropout.p:
-            out = self.dropout(out)
-        if self.norm_after is not None:
-            out, factor = self.norm_after(out if factor == 1.0 else out * factor), 1.0
-        if residual is None:
-            return out if factor == 1.0 else out * factor
-        # The factor goes with the sum: one pass over the stream less.
-        return torch.add(residual, out.to(residual.dtype), alpha=factor)
+        hidden = self.act(self.down(x if self.norm_before is None else self.norm_before(x)))
+        learnt = self.scaling if isinstance(self.scaling, nn.Parameter) else None
+        factor = 1.0 if isinstance(self.scaling, nn.Parameter) else self.scaling
+        if learnt is None and not self.dropout.p and self.norm_after is None:
+            added: torch.Tensor = self.up(hidden, factor, residual)
+            return added
+        out: torch.Tensor = self.up(hidden, factor)
+        out = self.dropout(out if learnt is None else out * learnt.to(out.dtype))
+        out = out if self.norm_after is None else self.norm_after(out)
+        return out if residual is None else residual + out.to(residual.dtype)
 
 
 def activation(name: str) -> nn.Module:

@@ -17,7 +17,9 @@ from tunekit.errors import TunekitError
 from tunekit.methods.full import Full
 from tunekit.methods.lora import Lora
 from tunekit.objectives import _cached_rows, _pair, _taught
+from tunekit.objectives._cached_loss import cached_sum
 from tunekit.objectives._divergence import divergence
+from tunekit.objectives._vocabulary import sum_in_pieces
 from tunekit.objectives.distillation import Distillation
 from tunekit.task import Task
 
@@ -47,6 +49,35 @@ def test_the_whole_vocabulary_in_the_cache_is_the_teacher_itself() -> None:
     ids, logs, tail = _taught._top(t, 12, 1.5)
     got = _taught.top_divergence(s, ids, logs, tail, "forward-kl", 1.5, 0.5)
     assert torch.allclose(got, divergence(s, t.double(), "forward-kl", 1.5), atol=1e-6)
+
+
+@pytest.mark.parametrize("vocabulary", [40, 37])
+@pytest.mark.parametrize("hard", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("heat", [1.0, 2.0])
+@pytest.mark.parametrize("sure", [3.0, 400.0])
+def test_the_gradient_by_hand_is_that_of_the_loss_written_out(
+    heat: float, hard: float, vocabulary: int, sure: float
+) -> None:
+    torch.manual_seed(0)
+    s, t = torch.randn(7, 40, dtype=torch.float64) * sure, torch.randn(7, vocabulary) * 3
+    ids, logs, tail = _taught._top(t, 5, heat)
+    logs, targets = logs.half(), torch.tensor([3, 39, -100, int(ids[3, 0]), 0, 1, 2])
+    found = []
+    for fused in (True, False):
+        logits = s.clone().requires_grad_()
+        if fused:
+            rows = (logits, ids, logs, tail, targets)
+            total = sum_in_pieces(lambda *r: cached_sum(*r, vocabulary, heat, hard), rows, 3)
+        else:
+            soft = _taught.top_divergence(logits[:, :vocabulary], ids, logs, tail, "forward-kl", heat, 0.5)
+            nll = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+            total = (1 - hard) * soft[targets != -100].sum() + hard * nll
+        (gradient,) = torch.autograd.grad(2 * total, logits)
+        found.append((total.detach(), gradient))
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-10)
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-8, atol=1e-10)
+    assert found[0][1].abs().max() > 0.1
+    assert (found[0][1][2] == 0).all()
 
 
 @pytest.mark.parametrize("left", [False, True])

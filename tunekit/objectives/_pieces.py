@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tunekit.objectives import _liger
+from tunekit.objectives._cached_loss import cached_sum
 from tunekit.objectives._divergence import Divergence, divergence
 from tunekit.objectives._taught import TOP, top_divergence
 from tunekit.objectives._vocabulary import Answers, sum_in_pieces
@@ -71,6 +72,9 @@ class Mixed:
         self, speak: Any, vocabulary: int, s: torch.Tensor, ids: torch.Tensor, logs: torch.Tensor, tail: torch.Tensor, targets: torch.Tensor
     ) -> torch.Tensor:  # fmt: skip
         logits = speak(s)
+        if self.kind == "forward-kl" and ids.shape[-1] < vocabulary:
+            wide = logits if logits.element_size() >= 4 else logits.float()
+            return cached_sum(wide, ids, logs, tail, targets, vocabulary, self.temperature, self.hard_weight)
         soft = top_divergence(logits[:, :vocabulary], ids, logs, tail, self.kind, self.temperature, self.beta)
         return self._mixed(logits, soft, targets)
 

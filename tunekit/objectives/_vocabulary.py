@@ -175,14 +175,18 @@ def _first_position_only(head: nn.Module) -> Iterator[_Seen]:
 
 
 def sum_in_pieces(piece: Callable[..., torch.Tensor], rows: tuple[torch.Tensor, ...], size: int) -> torch.Tensor:
-    """The sum of `piece` over slices of `size` rows; what a slice needs is made again for its gradient."""
+    """The sum of `piece` over slices of `size` rows; what a slice needs is made again for its gradient.
+
+    The last slice's is kept instead: the backward pass begins with it, so that nothing else is alive beside it.
+    """
     import torch
     from torch.utils.checkpoint import checkpoint
 
     total = None
     for start in range(0, len(rows[0]), size):
         part = [r[start : start + size] for r in rows]
-        made = checkpoint(piece, *part, use_reentrant=False) if torch.is_grad_enabled() else piece(*part)
+        again = torch.is_grad_enabled() and start + size < len(rows[0])
+        made = checkpoint(piece, *part, use_reentrant=False) if again else piece(*part)
         total = made if total is None else total + made
     assert total is not None
     return total

@@ -3,12 +3,14 @@
     python -m venv hub && hub/bin/pip install torch adapters==1.3.0
     python benchmarks/adapter_speed.py --other hub/bin/python
 
-The two libraries need different versions of transformers, so each runs in its own environment, in turns. Within a run bare and
-adapted steps alternate. Bare is the frozen model with gradients that flow down to its embeddings, as adapters need them: what
-an adapter adds is then its own work alone. Time is the processor's, on one thread, so that others on the machine count for
-little. Memory is what the forward pass keeps for the backward one, tensor by tensor, and the parameters with gradients and
-AdamW's two moments. The work is counted too, since it does not swing as seconds do: floating-point operations of the matrix
-products, and the bytes that all other operations write. Ratios are ours over theirs; up to 1.00 is the aim. Writes benchmarks/results/adapter_speed.json.
+The two libraries need different versions of transformers, so each runs in its own environment, several processes of both in turns.
+Within a process the bare model and the adapted ones take single steps in turns, in an order that rotates; what an adapter adds is
+the median of the differences to the bare steps before and after. Bare is the frozen model with gradients that flow down to its embeddings, as adapters need
+them: what an adapter adds is then its own work alone. Every layer has its adapters, so that two layers (the default) say what six do (`--layers 6`), with
+three times as many steps in the same time. Time is the processor's, on one thread. Memory is what the forward pass keeps for the backward one,
+tensor by tensor, and the parameters with gradients and AdamW's two moments. The work is counted too, since it does not swing as seconds do:
+floating-point operations of the matrix products, and the bytes that all other operations write. Ratios are ours over theirs; up to 1.00 is the aim.
+Writes benchmarks/results/adapter_speed.json, one entry a shape.
 """
 
 from __future__ import annotations
@@ -128,27 +130,40 @@ def work(library: str, asked: argparse.Namespace) -> None:
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(8000, (asked.batch, asked.tokens), generator=draw)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(asked.batch) % 2}
-    plain, result = bare(asked.layers, asked.width), {}
-    base = work_of(plain, batch)
+    models = {"bare": bare(asked.layers, asked.width)}
+    models |= {kind: adapted(library, kind, asked.layers, asked.width) for kind in KINDS}
+    for _ in range(3):
+        for model in models.values():
+            step(model, batch)
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    names = list(models)
+    for number in range(asked.steps):
+        for at in range(len(names)):
+            name = names[(at + number) % len(names)]
+            taken[name].append(step(models[name], batch))
+    learnt = {n: sum(p.numel() for p in m.parameters() if p.requires_grad) for n, m in models.items()}
+    works = {n: work_of(m, batch) for n, m in models.items()}
+    kept = {n: kept_bytes(m, batch) for n, m in models.items()}
+    result = {}
     for kind in KINDS:
-        model = adapted(library, kind, asked.layers, asked.width)
-        for m in (plain, model):
-            step(m, batch)
-        pairs = [(step(plain, batch), step(model, batch)) for _ in range(asked.steps)]
-        heads = sum(p.numel() for p in plain.parameters() if p.requires_grad)
-        learnt = sum(p.numel() for p in model.parameters() if p.requires_grad) - heads
-        mine = work_of(model, batch)
         result[kind] = {
-            "bare_seconds": statistics.median(b[1] for b, _ in pairs),
-            "bare_forward": statistics.median(b[0] for b, _ in pairs),
-            "added_seconds": statistics.median(a[1] - b[1] for b, a in pairs),
-            "added_forward": statistics.median(a[0] - b[0] for b, a in pairs),
-            "bare_bytes": kept_bytes(plain, batch),
-            "added_bytes": kept_bytes(model, batch) - kept_bytes(plain, batch) + 16 * learnt,
-            "added_flops": mine[0] - base[0],
-            "added_written_bytes": mine[1] - base[1],
+            "bare_seconds": statistics.median(b[1] for b in taken["bare"]),
+            "bare_forward": statistics.median(b[0] for b in taken["bare"]),
+            "added_seconds": added(taken, kind, 1),
+            "added_forward": added(taken, kind, 0),
+            "bare_bytes": kept["bare"],
+            "added_bytes": kept[kind] - kept["bare"] + 16 * (learnt[kind] - learnt["bare"]),
+            "added_flops": works[kind][0] - works["bare"][0],
+            "added_written_bytes": works[kind][1] - works["bare"][1],
         }
     print(json.dumps(result))
+
+
+def added(taken: dict[str, list[tuple[float, float]]], kind: str, part: int) -> float:
+    """The median over the steps of what an adapted one takes more than the mean of the bare ones around it."""
+    plain = [b[part] for b in taken["bare"]]
+    around = [statistics.fmean(plain[max(0, i - 1) : i + 2]) for i in range(len(plain))]
+    return statistics.median(a[part] - b for a, b in zip(taken[kind], around, strict=True))
 
 
 def measured(python: str, library: str, asked: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -185,7 +200,7 @@ def report(found: dict[str, list[dict[str, dict[str, float]]]]) -> str:
             f"{'':15}{'ratio':10}{'':10}{ours['added_seconds'] / theirs['added_seconds']:11.2f}"
             f"{ours['added_forward'] / theirs['added_forward']:13.2f}{'':11}{ours['added_bytes'] / theirs['added_bytes']:12.2f}"
             f"{ours['added_flops'] / theirs['added_flops']:14.2f}{ours['added_written_bytes'] / theirs['added_written_bytes']:14.2f}"
-            f"   by round {min(per_round):.2f} to {max(per_round):.2f}"
+            f"   by process {min(per_round):.2f} to {max(per_round):.2f}"
         )
     return "\n".join(lines)
 
@@ -193,9 +208,9 @@ def report(found: dict[str, list[dict[str, dict[str, float]]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--other", help="the Python of an environment with AdapterHub's adapters 1.3")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=15, help="pairs of a bare and an adapted step in a run")
-    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=4, help="processes of each environment")
+    parser.add_argument("--steps", type=int, default=60, help="of each model in a process")
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
@@ -214,7 +229,10 @@ def main() -> None:
             found[library].append(measured(python, library, asked))
     print(report(found))
     shape = {n: getattr(asked, n) for n in ("layers", "width", "batch", "tokens", "steps", "threads")}
-    RESULTS.write_text(json.dumps({"shape": shape, "rounds": found}, indent=1) + "\n", encoding="utf-8")
+    shape["processes"] = asked.rounds
+    told = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    told[f"{asked.layers} layers"] = {"shape": shape, "rounds": found}
+    RESULTS.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return None
 
 

@@ -84,13 +84,15 @@ def calibrate_prompt(
         model: The model.
         tokenizer: The model's.
         objective: Templates and label words.
-        content_free: Texts that say nothing; each stands in every field.
+        content_free: Texts that say nothing; each stands in every field. Some unlabelled texts of the task in their place
+            take off what the model says of them on average (batch calibration), where there is one field.
         examples: Labelled rows for demonstrations.
         columns: Our column names to the data's.
         max_length: Longest prompt in tokens.
 
     References:
-        Zhao, Wallace, Feng, Klein, Singh, "Calibrate Before Use: Improving Few-Shot Performance of Language Models", 2021.
+        Zhao, Wallace, Feng, Klein, Singh, "Calibrate Before Use: Improving Few-Shot Performance of Language Models", 2021;
+        Zhou et al., "Batch Calibration: Rethinking Calibration for In-Context Learning and Prompt Engineering", 2024.
 
     Example:
         >>> calibrated = tunekit.calibrate_prompt(model, tokenizer, objective)                    # doctest: +SKIP

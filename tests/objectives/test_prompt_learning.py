@@ -443,7 +443,9 @@ def test_check_finds_nothing_wrong_with_a_sound_plan(side: str, folder_of: Any, 
 @pytest.mark.parametrize("side", SIDES)
 def test_a_base_of_four_bits_learns_through_lora(side: str, folder_of: Any, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    plan = a_plan(folder_of(side), prompt(side), tmp_path / "run", method=Lora(r=4), learning_rate=2e-2, max_steps=30)
+    # An encoder with its norms after the sums loses its way at the others' rate, quantised or not.
+    rate = {"learning_rate": 1e-2, "warmup": 0.1} if side == "encoder" else {"learning_rate": 2e-2}
+    plan = a_plan(folder_of(side), prompt(side), tmp_path / "run", method=Lora(r=4), **rate)
     trainer = tunekit.trainer(plan.replace(quantization="nf4"), train_dataset=ROWS, disable_tqdm=True, logging_steps=1)
     assert any(type(m).__name__ == "Linear4bit" for m in trainer.model.modules())
     trainer.train()

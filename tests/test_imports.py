@@ -89,7 +89,7 @@ ROWS: dict[str, set[str]] = {
     "tunekit.host": NOUNS,
     "tunekit.sampler": NOUNS,
     "tunekit.rewind": NOUNS,
-    "tunekit.pretrained": {*NOUNS, "tunekit.quantization"},
+    "tunekit.pretrained": {*NOUNS, "tunekit.data", "tunekit.quantization"},
     "tunekit.material": {*NOUNS, "tunekit.once", "tunekit.data", "tunekit.pretrained"},
     "tunekit.samples": {*NOUNS, "tunekit.metrics"},
     "tunekit.field_docs": NOUNS,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunekit.data.texts import knows_words
 from tunekit.errors import MissingError, TunekitError, UnreadableError, UnsupportedError
 from tunekit.finding import error
 from tunekit.plan import Plan
@@ -28,16 +29,18 @@ def load_tokenizer(model: str, revision: str | None = None) -> PreTrainedTokeniz
 
     check_folder(model)
     try:
-        return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise MissingError(
-            error(
-                "tokenizer-missing",
-                f"model {model!r}",
-                _short(e),
-                "save the tokenizer beside the model, or name a folder that has one",
-            )
-        ) from None
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
+        why = (
+            ""
+            if knows_words(tokenizer)
+            else "no files of a tokenizer lie there: one made of its class alone knows no words"
+        )
+    except Exception as e:  # the libraries that read tokenizers have no family of errors
+        why = _short(e)
+    if why:
+        fix = "save the tokenizer beside the model, or name a folder that has one"
+        raise MissingError(error("tokenizer-missing", f"model {model!r}", why, fix))
+    return tokenizer
 
 
 def read_side(model: str, revision: str | None = None) -> Side:

@@ -124,15 +124,18 @@ def tokenizer_of(model: ModelFacts) -> PreTrainedTokenizerBase | None:
     from transformers import AutoTokenizer
 
     from tunekit.advisor.observe.model import hub_reachable, is_folder
+    from tunekit.data.texts import knows_words
 
     for local in (True, False):
         if not local and (is_folder(model.name) or not model.has_weights or not hub_reachable()):
             return None
         try:
-            return AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 model.name, revision=model.revision, local_files_only=local, trust_remote_code=False
             )
         except Exception:
             # Whatever is wrong with it, the advice can do without; training refuses it in words.
             continue
+        if knows_words(tokenizer):
+            return tokenizer
     return None

@@ -109,6 +109,19 @@ def test_a_file_that_is_not_what_its_name_says(tiny_encoder: str, here: Path, na
     refused(code, "advise", tiny_encoder, name)
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le"])
+def test_a_csv_in_another_encoding_names_the_command_that_converts_it(
+    tiny_encoder: str, here: Path, encoding: str
+) -> None:
+    (here / "rows.csv").write_bytes("text;label\nschön;1\nübel;0\n".encode(encoding))
+    assert "iconv -f" in refused("data-encoding", "advise", tiny_encoder, "rows.csv")
+
+
+def test_a_plain_text_file_says_what_a_row_needs(tiny_encoder: str, here: Path) -> None:
+    (here / "rows.txt").write_text("first line\nsecond line\n")
+    assert ".jsonl" in refused("data-format", "advise", tiny_encoder, "rows.txt")
+
+
 def test_a_dataset_that_is_not_there(tiny_encoder: str) -> None:
     refused("data-missing", "advise", tiny_encoder, "./rows.jsonl")
 

@@ -125,6 +125,27 @@ def test_columns_are_taken_by_name(tiny_encoder: str, tmp_path: Path) -> None:
     assert dict(told["workload"]["data"]["columns"]) == {"text": "q", "label": "z"}
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "marked.csv", "utf16.csv", "parts"])
+def test_rows_of_every_make_give_the_same_facts(tiny_encoder: str, tmp_path: Path, name: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lines = [{"text": f"the {'schöne' if i % 2 else 'trübe'} Tag {i}", "label": "yn"[i % 2]} for i in range(12)]
+    path = tmp_path / name
+    if name == "parts":
+        path.mkdir()
+        for i in range(0, 12, 4):
+            pq.write_table(pa.Table.from_pylist(lines[i : i + 4]), path / f"part-{i:02}.parquet")
+    else:
+        encoding = {"rows.csv": "utf-8", "marked.csv": "utf-8-sig", "utf16.csv": "utf-16"}[name]
+        path.write_text("text;label\n" + "".join(f"{r['text']};{r['label']}\n" for r in lines), encoding)
+    asked = ("advise", tiny_encoder, path, "--hardware", "24GB", "--method", "bitfit")
+    data = as_json(*asked)["workload"]["data"]
+    assert (data["num_examples"], data["label_names"], data["class_counts"]) == (12, ["n", "y"], [6, 6])
+    assert data["columns"] == [["text", "text"], ["label", "label"]]
+    assert data["num_duplicates"] == 0
+
+
 def test_the_saved_plan_is_the_first_of_the_advice_and_can_be_estimated(plan: Path) -> None:
     from tunekit.plan import Plan
 

@@ -97,7 +97,7 @@ def test_a_column_that_only_later_rows_have_is_kept() -> None:
 
 
 def test_a_type_that_only_shows_after_many_rows_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunekit.data.files.CHUNK_ROWS", 2)
+    monkeypatch.setattr("tunekit.data.tables.CHUNK_ROWS", 2)
     rows = read([{"x": None}, {"x": 1}, {"x": 2.5}, {"x": None, "y": "z"}]).train
     assert rows["x"][:] == [None, 1.0, 2.5, None]
     assert rows["y"][:] == [None, None, None, "z"]
@@ -220,6 +220,33 @@ def test_a_file_with_its_mark_is_read_in_its_encoding(name: str, encoding: str, 
     assert read(tmp_path / name).train.to_list() == [{"text": "schön", "label": 1}, {"text": "übel", "label": 0}]
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16-le"])
+def test_another_encoding_is_one_message_with_the_way_out(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("text;label\nschön;1\nübel;0\n".encode(encoding))
+    with pytest.raises(UnreadableError) as caught:
+        read(tmp_path / "a.csv")
+    assert caught.value.codes == ("data-encoding",)
+    assert "iconv" in str(caught.value.findings[0].fix)
+
+
+def test_a_csv_is_cut_at_the_separator_that_makes_most_of_its_header(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"text, as said";label\n"a, b; c";1\nd;\n', "utf-8")
+    assert read(tmp_path / "a.csv").train.to_list() == [
+        {"text, as said": "a, b; c", "label": 1},
+        {"text, as said": "d", "label": None},
+    ]
+
+
+def test_a_column_of_a_csv_is_numbers_only_if_all_of_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunekit.data.tables.CHUNK_ROWS", 2)
+    (tmp_path / "a.csv").write_text("text,id,score,label\n1,007,1,+1\n2,1,2.5,2\n3,2,,3\nx,3,1e3,\n", "utf-8")
+    rows = read(tmp_path / "a.csv").train
+    assert rows["text"][:] == ["1", "2", "3", "x"], "the last cell is no number"
+    assert rows["id"][:] == ["007", "1", "2", "3"], "a number does not begin with zeros"
+    assert rows["score"][:] == [1.0, 2.5, None, 1000.0]
+    assert rows["label"][:] == [1, 2, 3, None]
+
+
 def test_parquet_parts_without_names_are_rows_to_train_on(tmp_path: Path) -> None:
     for name, row in zip(("part-0", "part-1", "part-2"), ROWS, strict=True):
         pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"{name}.parquet")
@@ -234,16 +261,30 @@ def test_parquet_parts_without_names_are_rows_to_train_on(tmp_path: Path) -> Non
     assert caught.value.codes == ("data-mixed",)
 
 
-def test_rows_over_the_limit_lie_on_the_disk_and_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["large.jsonl", "large.csv", "large.parquet", "parts"])
+def test_rows_over_the_limit_lie_on_the_disk_and_are_the_same(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import tempfile
 
-    monkeypatch.setattr("tunekit.data.files.CHUNK_ROWS", 10)
-    monkeypatch.setattr("tunekit.data.files.MOST_BYTES", 2000)
+    monkeypatch.setattr("tunekit.data.tables.CHUNK_ROWS", 10)
+    monkeypatch.setattr("tunekit.data.tables.MOST_BYTES", 2000)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "kept"))
     (tmp_path / "kept").mkdir()
     rows = [{"text": f"row {i} " + "x" * 50, "label": i} for i in range(95)]
+    path = tmp_path / name
+    if name == "large.jsonl":
+        jsonl(path, rows)
+    elif name == "large.csv":
+        path.write_text("text,label\n" + "".join(f"{r['text']},{r['label']}\n" for r in rows), "utf-8")
+    elif name == "large.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=10)
+    else:
+        path.mkdir()
+        for i in range(0, 95, 5):
+            pq.write_table(pa.Table.from_pylist(rows[i : i + 5]), path / f"part-{i:02}.parquet")
     before = pa.total_allocated_bytes()
-    found = read(jsonl(tmp_path / "large.jsonl", rows)).train
+    found = read(path).train
     assert pa.total_allocated_bytes() - before < 4000, "what is over the limit is not in memory"
     assert found.to_list() == rows
     assert list((tmp_path / "kept").iterdir()) == [], "nothing is left behind"

@@ -65,6 +65,19 @@ def test_a_comparison_marks_the_best_and_says_where_plans_differ(tmp_path: Path)
     assert list(json.loads(data.read_text())["runs"]) == ["runs/a", "runs/b"]
 
 
+def test_a_run_without_a_plan_differs_in_no_setting_and_leaves_no_empty_cell(tmp_path: Path) -> None:
+    own = {**RECORD, "plan": None, "evaluations": [], "final": None}
+    first = {**RECORD, "final": {"step": 100, "eval_loss": 0.5, "eval_accuracy": 0.9}}
+    page, _ = write_comparison([first, own, second()], ["runs/a", "runs/own", "runs/b"], tmp_path)
+    text = page.read_text("utf-8")
+    assert "without a plan" in text
+    assert "<code>learning_rate</code>" in text
+    for same in ("kind", "schema", "seed", "optim"):
+        assert f"<code>{same}</code>" not in text, f"{same} is the same in both plans"
+    assert '"></td>' not in text, "what is not known is said by a dash"
+    assert text.index(">accuracy</th>") < text.index(">loss</th>"), "the run without scores does not choose the lead"
+
+
 def test_what_comes_from_data_is_escaped_on_every_page(tmp_path: Path) -> None:
     advice = {**copy.deepcopy(ADVICE), "workload": copy.deepcopy(FACTS)}
     advice["workload"]["model"]["model_type"] = advice["workload"]["data"]["label_names"][0] = EVIL

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunekit.data.encode import encoder_of, renaming
-from tunekit.data.features import values
+from tunekit.data.features import in_batches, values
 from tunekit.data.labels import IGNORE, encode_labels, encode_tags, label_names, num_labels
 from tunekit.data.labels import problem_type as read_problem
 from tunekit.data.read import Rows
@@ -22,6 +22,7 @@ from tunekit.workload import DataFacts
 
 if TYPE_CHECKING:
     import datasets
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 SAMPLE_ROWS = 1_000
@@ -117,7 +118,11 @@ def _lengths(
     """Lengths of a sample, encoded as for training but uncut."""
     used, rename = renaming(dataset, columns, template)
     picked = sample(len(dataset))
-    batch = rename(dataset.with_format(None).select_columns(used)[picked])
+    read: dict[str, list[Any]] = {column: [] for column in used}
+    for part in in_batches(dataset, used, picked):
+        for column, told in part.items():
+            read[column] += told
+    batch = rename(read)
     if tokenizer is None:
         return _estimated(task, batch, max_length)
     tally = Tally()
@@ -192,17 +197,20 @@ def _repeats(rows: Rows, task: Task, columns: Mapping[str, str], problem: str | 
     """Rows that occur twice, in both splits, or with two labels; white space and case aside.
 
     Where text is written, one input may rightly have several answers: there a row repeats only with its answer.
+    Of each row eight bytes are kept at a time, its key, and never its texts.
     """
+    import numpy as np
+
     inputs = [columns[n] for n in _INPUTS if n in columns]
     answers = [columns[n] for n in _TARGETS if n in columns]
-    read = _keys(rows.train, inputs)
-    whole = [hash(pair) for pair in zip(read, _keys(rows.train, answers), strict=True)] if answers else read
-    held = _keys(rows.eval, inputs) if rows.eval is not None else []
-    known = set(read)
+    label = (columns.get("label") or columns.get("tags")) if _has_classes(task, problem) else None
+    labels = [label] if label else []
+    read, answered, labelled = _keys(rows.train, inputs, answers, labels)
+    held = _keys(rows.eval, inputs)[0] if rows.eval is not None else np.empty(0, dtype=np.int64)
     return {
-        "num_duplicates": len(whole) - len(set(whole)),
-        "num_leaked": sum(key in known for key in held),
-        "num_conflicts": _conflicts(rows.train, columns, read) if _has_classes(task, problem) else 0,
+        "num_duplicates": len(read) - len(np.unique(answered if answers else read)),
+        "num_leaked": int(np.isin(held, read).sum()),
+        "num_conflicts": _conflicts(read, labelled) if label else 0,
     }
 
 
@@ -210,36 +218,56 @@ def _has_classes(task: Task, problem: str | None) -> bool:
     return task.name in ("multiple-choice", "token-classification") or (problem or "regression") != "regression"
 
 
-def _keys(dataset: datasets.Dataset, columns: Sequence[str]) -> list[int]:
-    """One number a row that two rows share when their texts are the same."""
-    read = [values(dataset, column) for column in columns]
-    return [
-        hash(" \0 ".join(" ".join(" ".join(_texts(v)).split()).casefold() for v in row))
-        for row in zip(*read, strict=True)
-    ]
+def _keys(
+    dataset: datasets.Dataset, inputs: Sequence[str], answers: Sequence[str] = (), labels: Sequence[str] = ()
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Numbers a row that two rows share when their inputs are the same: alone, with their answers, with their labels."""
+    import numpy as np
+
+    keys = np.empty((3, len(dataset)), dtype=np.int64)
+    start = 0
+    for batch in in_batches(dataset, [*inputs, *answers, *labels]):
+        read = [hash(_plain(row)) for row in zip(*(batch[c] for c in inputs), strict=True)]
+        stop = start + len(read)
+        keys[0, start:stop] = read
+        if answers:
+            told = (_plain(row) for row in zip(*(batch[c] for c in answers), strict=True))
+            keys[1, start:stop] = [hash(pair) for pair in zip(read, told, strict=True)]
+        if labels:
+            told = (json.dumps(row, default=str) for row in zip(*(batch[c] for c in labels), strict=True))
+            keys[2, start:stop] = [hash(pair) for pair in zip(read, told, strict=True)]
+        start = stop
+    return keys[0], keys[1], keys[2]
 
 
-def _conflicts(dataset: datasets.Dataset, columns: Mapping[str, str], keys: Sequence[int]) -> int:
+def _plain(row: Sequence[Any]) -> str:
+    """The texts of a row, white space and case aside."""
+    return " \0 ".join(" ".join(" ".join(_texts(v)).split()).casefold() for v in row)
+
+
+def _conflicts(read: NDArray[Any], labelled: NDArray[Any]) -> int:
     """Rows whose input also stands with another label."""
-    column = columns.get("label") or columns.get("tags")
-    if column is None:
-        return 0
-    labels = [json.dumps(v, default=str) for v in values(dataset, column)]
-    kinds = Counter(key for key, _ in set(zip(keys, labels, strict=True)))
-    return sum(kinds[key] > 1 for key in keys)
+    import numpy as np
+
+    _, first = np.unique(labelled, return_index=True)
+    inputs, kinds = np.unique(read[first], return_counts=True)
+    return int(np.isin(read, inputs[kinds > 1]).sum())
 
 
 def _class_counts(
     dataset: datasets.Dataset, columns: Mapping[str, str], names: Sequence[str], problem: str | None
 ) -> tuple[int, ...]:
     """Rows per class; a row counts for each of its classes, and for each tag that it holds."""
-    if "tags" in columns:
-        present: Iterable[Any] = (set(row) - {IGNORE} for row in encode_tags(values(dataset, columns["tags"]), names))
-    else:
-        encoded = encode_labels(values(dataset, columns["label"]), names, problem)
-        several = problem == "multi_label_classification"
-        present = ([i for i, on in enumerate(row) if on] for row in encoded) if several else ([i] for i in encoded)
-    counted = Counter(i for row in present for i in row)
+    column = columns.get("tags", columns.get("label", ""))
+    counted: Counter[int] = Counter()
+    for batch in in_batches(dataset, [column]):
+        if "tags" in columns:
+            present: Iterable[Any] = (set(row) - {IGNORE} for row in encode_tags(batch[column], names))
+        else:
+            encoded = encode_labels(batch[column], names, problem)
+            several = problem == "multi_label_classification"
+            present = ([i for i, on in enumerate(row) if on] for row in encoded) if several else ([i] for i in encoded)
+        counted.update(i for row in present for i in row)
     return tuple(counted[i] for i in range(len(names)))
 
 
@@ -257,13 +285,16 @@ def fingerprint(dataset: datasets.Dataset, columns: Mapping[str, str]) -> str:
         >>> fingerprint(rows, {"text": "text"}) == fingerprint(rows.remove_columns("note"), {"text": "text"})
         True
     """
-    used = sorted(set(columns.values()))
     step = -(-len(dataset) // FINGERPRINT_ROWS)
-    plain = dataset.with_format(None).select_columns(used)
-    picked = plain[:] if step <= 1 else plain[list(range(0, len(dataset), step))]
+    picked = range(0, len(dataset), step or 1)
     digest = hashlib.sha256(f"{len(dataset)}\n".encode())
-    for column in used:
-        digest.update(json.dumps([column, list(picked[column])], ensure_ascii=True, default=str).encode())
+    for column in sorted(set(columns.values())):
+        digest.update(f"[{json.dumps(column)}, [".encode())
+        comma = ""
+        for batch in in_batches(dataset, [column], picked):
+            digest.update((comma + json.dumps(batch[column], ensure_ascii=True, default=str)[1:-1]).encode())
+            comma = ", "
+        digest.update(b"]]")
     return digest.hexdigest()[:16]
 
 

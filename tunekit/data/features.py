@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+from tunekit.data.tables import release
 
 if TYPE_CHECKING:
     import datasets
 
 _SAMPLE_ROWS = 2_000
+_BATCH_ROWS = 10_000
+_SCATTERED_ROWS = 100
+"""Rows far from each other: around each of them the system maps a megabyte or so."""
 
 
 def feature_kind(dataset: datasets.Dataset, column: str) -> str:
@@ -92,6 +98,35 @@ def values(dataset: datasets.Dataset, column: str, limit: int | None = None) -> 
     """A column as plain Python values, whatever format the user has set."""
     plain = dataset.select_columns([column]).with_format(None)
     return list(plain[: len(plain) if limit is None else limit][column])
+
+
+def in_batches(
+    dataset: datasets.Dataset, columns: Sequence[str], rows: Sequence[int] | None = None
+) -> Iterator[dict[str, list[Any]]]:
+    """Columns as plain Python values, some rows at a time, so that rows outside of memory stay there.
+
+    Args:
+        dataset: The rows.
+        columns: Those to read.
+        rows: Numbers of the rows to read; None: all.
+    """
+    plain = dataset.select_columns(list(columns)).with_format(None)
+    size, each = (len(plain), _BATCH_ROWS) if rows is None else (len(rows), _SCATTERED_ROWS)
+    for start in range(0, size, each):
+        stop = min(size, start + each)
+        read = plain[start:stop] if rows is None else plain[list(rows[start:stop])]
+        yield {column: list(read[column]) for column in columns}
+        release()
+
+
+def shared(dataset: datasets.Dataset, column: str) -> list[Any]:
+    """A column of labels as plain Python values, of which equal ones are one object: eight bytes a row where it is text."""
+    known: dict[str, str] = {}
+    return [
+        known.setdefault(v, v) if isinstance(v, str) else v
+        for batch in in_batches(dataset, [column])
+        for v in batch[column]
+    ]
 
 
 def looks_like_classes(dataset: datasets.Dataset, column: str) -> bool:

@@ -6,31 +6,22 @@ import codecs
 import csv
 import gzip
 import io
-import itertools
 import json
-import os
 import re
 import sys
-import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunekit.data.tables import CHUNK_BYTES, CHUNK_ROWS, Store, empty, from_rows, from_table, joined
 from tunekit.errors import InvalidError, UnreadableError
-from tunekit.finding import Finding, error
+from tunekit.finding import error
 
 if TYPE_CHECKING:
     import datasets
-    import pyarrow as pa
-
-CHUNK_ROWS = 20_000
-"""Rows that are Python objects at the same time."""
-
-MOST_BYTES = 256 * 2**20
-"""Of rows that are held in memory; what is over is kept in temporary files that nobody else sees and that end with the rows."""
 
 _MOST_RATIO, _FREE_BYTES = 200, 16_000_000
 """Text is zipped to a fifth or a twentieth; one row a thousand times over, to a hundredth."""
@@ -50,8 +41,13 @@ def suffix_of(path: Path) -> str:
     return Path(name).suffix
 
 
-def read_file(path: Path, train_split: str = "train") -> dict[str, datasets.Dataset]:
+def read_file(path: Path, train_split: str = "train", store: Store | None = None) -> dict[str, datasets.Dataset]:
     """The rows of one file by split; most files hold one split, named `train_split`.
+
+    Args:
+        path: The file.
+        train_split: The name of a file's only split.
+        store: Where other files of the same data were put.
 
     Raises:
         UnreadableError: `data-unreadable`, with the line where there is one; `data-encoding`; `data-format`.
@@ -71,15 +67,10 @@ def read_file(path: Path, train_split: str = "train") -> dict[str, datasets.Data
         )  # fmt: skip
     if path.stat().st_size == 0:
         raise InvalidError(empty(str(path), "the file has no content"))
-    splits = reader(path, train_split)
+    splits = reader(path, train_split, store or Store())
     if not any(len(rows) for rows in splits.values()):
         raise InvalidError(empty(str(path), "the file holds no rows"))
     return splits
-
-
-def empty(what: str, why: str) -> Finding:
-    """`data-empty`."""
-    return error("data-empty", f"data {what}", why, "pass data with at least one row")
 
 
 def broken(path: Path, why: str, fix: str = "mend the file, or pass rows as a list of dicts") -> UnreadableError:
@@ -155,11 +146,11 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _read_jsonl(path: Path, train_split: str) -> dict[str, datasets.Dataset]:
-    return {train_split: from_rows(_json_lines(path), str(path))}
+def _read_jsonl(path: Path, train_split: str, store: Store) -> dict[str, datasets.Dataset]:
+    return {train_split: from_rows(_json_lines(path), str(path), store)}
 
 
-def _read_json(path: Path, train_split: str) -> dict[str, datasets.Dataset]:
+def _read_json(path: Path, train_split: str, store: Store) -> dict[str, datasets.Dataset]:
     """A list of objects, columns of equal length, splits of either, or (as many do) JSON lines under this name."""
     with _opened(path) as text:
         content = text.read()
@@ -168,7 +159,7 @@ def _read_json(path: Path, train_split: str) -> dict[str, datasets.Dataset]:
     except json.JSONDecodeError as e:
         first = content.lstrip().partition("\n")[0]
         if e.msg == "Extra data" and _is_object(first):
-            return _read_jsonl(path, train_split)
+            return _read_jsonl(path, train_split, store)
         raise broken(path, f"line {e.lineno} is not JSON: {e.msg}") from None
     except (ValueError, RecursionError):
         raise broken(path, "the JSON has a number too long or is nested too deeply") from None
@@ -229,65 +220,111 @@ def _long_fields() -> Iterator[None]:
             csv.field_size_limit(before)
 
 
-def _read_csv(path: Path, train_split: str) -> dict[str, datasets.Dataset]:
+def _read_csv(path: Path, train_split: str, store: Store) -> dict[str, datasets.Dataset]:
+    """Texts as they stand; a column in which every cell spells a number is made numbers when all of it was seen."""
+    seen: dict[str, _Cells] = {}
+    rows = from_rows(_csv_rows(path, seen), str(path), store)
+    table = rows.data.table
+    for at, (name, cells) in enumerate(seen.items()):
+        if cells.build is not None:
+            table = table.set_column(at, name, _numbers(table.column(name), cells.build))
+    return {train_split: from_table(table, str(path))}
+
+
+def _csv_rows(path: Path, seen: dict[str, _Cells]) -> Iterator[dict[str, str]]:
+    """Row by row; what the cells of each column spell is noted in `seen`.
+
+    A repeated name or a row of another width is an error with its line.
+    """
     with _opened(path) as text, _long_fields():
         head = text.readline()
         text.seek(0)
-        delimiter = "\t" if suffix_of(path) == ".tsv" else next((d for d in ",;\t|" if d in head), ",")
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        reader = csv.reader(text, delimiter="\t" if suffix_of(path) == ".tsv" else _separator(head), strict=True)
         try:
-            header = [name.strip() for name in next(reader)]
-            columns = _columns(path, header, reader)
+            header = [name.strip() for name in next(reader, [])]
+            if len(set(header)) < len(header) or "" in header:
+                why = f"the header {header} repeats a name or leaves one out"
+                raise broken(path, why, "give every column its own name")
+            seen.update({name: _Cells() for name in header})
+            for row in filter(None, reader):
+                if len(row) != len(header):
+                    raise broken(
+                        path, f"line {reader.line_num} has {len(row)} fields, the header has {len(header)}",
+                        "put fields that hold the separator or line ends between double quotes",
+                    )  # fmt: skip
+                for cells, cell in zip(seen.values(), row, strict=True):
+                    cells.see(cell)
+                yield dict(zip(header, row, strict=True))
         except csv.Error as e:
             raise broken(path, f"line {reader.line_num}: {e}") from None
-    values = {name: _typed(column) for name, column in zip(header, columns, strict=True)}
-    return from_json(values, str(path), train_split)
 
 
-def _columns(path: Path, header: list[str], reader: Any) -> list[list[str]]:
-    """The cells by column; a repeated name or a row of another width is an error with its line."""
-    if len(set(header)) < len(header) or "" in header:
-        raise broken(path, f"the header {header} repeats a name or leaves one out", "give every column its own name")
-    columns: list[list[str]] = [[] for _ in header]
-    for row in reader:
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise broken(
-                path, f"line {reader.line_num} has {len(row)} fields, the header has {len(header)}",
-                "put fields that hold the separator or line ends between double quotes",
-            )  # fmt: skip
-        for column, cell in zip(columns, row, strict=True):
-            column.append(cell)
-    return columns
-
-
-def _typed(cells: list[str]) -> list[Any]:
-    """Whole numbers or numbers where every cell spells one (empty: None); otherwise the texts as they are.
+def _separator(head: str) -> str:
+    """The separator that cuts the header into most names; the comma where none does.
 
     Example:
-        >>> _typed(["1", "2"]), _typed(["1", "2.5", ""]), _typed(["007", "1"])
-        ([1, 2], [1.0, 2.5, None], ['007', '1'])
+        >>> _separator("text;label"), _separator('"text, as said";label'), _separator("text")
+        (';', ';', ',')
     """
-    filled = [c for c in cells if c]
-    for pattern, build in ((_WHOLE, int), (_NUMBER, float)):
-        if filled and all(pattern.fullmatch(c) for c in filled):
-            return [build(c) if c else None for c in cells]
-    return cells
+    return max(",;\t|", key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
 
 
-def _read_parquet(path: Path, train_split: str) -> dict[str, datasets.Dataset]:
+class _Cells:
+    """Whether every cell of a column that is not empty spells a whole number, or a number.
+
+    Example:
+        >>> columns = [_Cells() for _ in range(3)]
+        >>> for row in (("1", "1", "007"), ("2", "2.5", "1"), ("", "", "")):
+        ...     for cells, cell in zip(columns, row):
+        ...         cells.see(cell)
+        >>> [cells.build for cells in columns]
+        [<class 'int'>, <class 'float'>, None]
+    """
+
+    __slots__ = ("_filled", "_left")
+
+    def __init__(self) -> None:
+        self._filled = False
+        self._left: list[tuple[re.Pattern[str], type[int] | type[float]]] = [(_WHOLE, int), (_NUMBER, float)]
+
+    def see(self, cell: str) -> None:
+        """One cell."""
+        if cell:
+            self._filled = True
+            while self._left and not self._left[0][0].fullmatch(cell):
+                del self._left[0]
+
+    @property
+    def build(self) -> type[int] | type[float] | None:
+        """What makes the values of the cells; None: they stay texts."""
+        return self._left[0][1] if self._filled and self._left else None
+
+
+def _numbers(column: Any, build: type[int] | type[float]) -> Any:
+    """The column as numbers, an empty cell as None."""
+    import pyarrow as pa
+
+    kind = pa.int64() if build is int else pa.float64()
+    parts = ([build(c) if c else None for c in part.to_pylist()] for part in column.chunks)
+    return pa.chunked_array([pa.array(part, kind) for part in parts], kind)
+
+
+def _read_parquet(path: Path, train_split: str, store: Store) -> dict[str, datasets.Dataset]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+            rows = min(CHUNK_ROWS, max(1, CHUNK_BYTES * file.metadata.num_rows // max(1, size)))
+            parts = [store.put(pa.Table.from_batches([batch])) for batch in file.iter_batches(rows)]
+            table = joined(parts, str(path)) if parts else file.schema_arrow.empty_table()
     except (pa.ArrowException, OSError) as e:
         raise broken(path, f"not a Parquet file: {e}") from None
     return {train_split: from_table(table, str(path))}
 
 
-READERS: Mapping[str, Callable[[Path, str], dict[str, Any]]] = {
+READERS: Mapping[str, Callable[[Path, str, Store], dict[str, Any]]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,
@@ -295,95 +332,3 @@ READERS: Mapping[str, Callable[[Path, str], dict[str, Any]]] = {
     ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }
-
-
-# ------------------------------------------------------------------------------------------------------- rows to Arrow
-def from_rows(rows: Iterable[Mapping[str, Any]], source: str) -> datasets.Dataset:
-    """A Dataset in memory; a column that only some rows have is None in the others.
-
-    Raises:
-        UnreadableError: `data-mixed`: a column whose values have no type in common.
-        InvalidError: `data-empty`.
-    """
-    tables, number, held = [], 0, 0
-    iterator = iter(rows)
-    while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
-        table = _table(chunk, source, number)
-        held += table.nbytes
-        tables.append(table if held <= MOST_BYTES else _on_disk(table))
-        number += len(chunk)
-    if not tables or not tables[0].num_columns:
-        raise InvalidError(empty(source, "there are no rows" if not tables else "the rows have no columns"))
-    return from_table(_joined(tables, source), source)
-
-
-def _table(rows: list[Mapping[str, Any]], source: str, first: int) -> pa.Table:
-    import pyarrow as pa
-
-    for number, row in enumerate(rows, start=first):
-        if not isinstance(row, Mapping):
-            raise InvalidError(
-                error("data-type", f"row {number} of data {source} is a {type(row).__name__}", "a row is a dict", 'write `{"text": ..., "label": ...}`')
-            )  # fmt: skip
-    names = list(dict.fromkeys(str(key) for row in rows for key in row))
-    columns = {}
-    for name in names:
-        values = [row.get(name) for row in rows]
-        try:
-            columns[name] = pa.array(values)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as e:
-            raise UnreadableError(_mixed(name, source, values, first, str(e))) from None
-    return pa.table(columns)
-
-
-def _on_disk(table: pa.Table) -> pa.Table:
-    """The same table out of a file that is mapped into memory as it is read, and is gone when nobody holds the table."""
-    import pyarrow as pa
-
-    handle, name = tempfile.mkstemp(prefix="tunekit-rows-", suffix=".arrow")
-    try:
-        with os.fdopen(handle, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
-        mapped: pa.Table = pa.ipc.open_file(pa.memory_map(name)).read_all()
-    finally:
-        os.unlink(name)
-    return mapped
-
-
-def _mixed(name: str, source: str, values: list[Any], first: int, reason: str) -> Finding:
-    kinds: dict[str, int] = {}
-    for number, value in enumerate(values, start=first):
-        if value is not None:
-            kinds.setdefault(type(value).__name__, number)
-    seen = ", ".join(f"{kind} (first in row {number})" for kind, number in kinds.items())
-    why = f"its values are {seen}" if len(kinds) > 1 else " ".join(reason.split())[:200]
-    return error("data-mixed", f"column `{name}` of data {source}", why, "give every value of a column the same type")
-
-
-def _joined(tables: list[pa.Table], source: str) -> pa.Table:
-    import pyarrow as pa
-
-    try:
-        return pa.concat_tables(tables, promote_options="permissive")
-    except (pa.ArrowException, TypeError) as e:
-        raise UnreadableError(
-            error(
-                "data-mixed",
-                f"data {source}",
-                " ".join(str(e).split())[:300],
-                "give every value of a column the same type",
-            )
-        ) from None
-
-
-def from_table(table: pa.Table, source: str) -> datasets.Dataset:
-    """A Dataset over an Arrow table, with its features where the table carries them."""
-    import datasets
-    import pyarrow as pa
-
-    try:
-        return datasets.Dataset(table)
-    except (pa.ArrowException, ValueError, TypeError, NotImplementedError) as e:
-        raise UnreadableError(
-            error("data-unreadable", f"data {source}", " ".join(str(e).split())[:300], "pass a `datasets.Dataset`")
-        ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunekit.data.features import class_names, feature_kind, values
+from tunekit.data.features import class_names, feature_kind, shared, values
 from tunekit.errors import InvalidError
 from tunekit.finding import Finding, error
 from tunekit.task import PROBLEM_TYPES, ProblemType, Task
@@ -62,7 +62,7 @@ def problem_type(
                 )
             )  # fmt: skip
         return next(p for p in PROBLEM_TYPES if p == given)
-    if kind == "float" or (kind == "floats" and not _is_multi_hot(values(dataset, columns["label"]))):
+    if kind == "float" or (kind == "floats" and not _is_multi_hot(shared(dataset, columns["label"]))):
         return "regression"
     return "multi_label_classification" if kind in ("texts", "ints", "floats") else "single_label_classification"
 
@@ -104,7 +104,7 @@ def label_names(
         raise InvalidError(
             error("labels-names", f"`label_names` {tuple(given)}", "a name occurs twice", "give every class its own")
         )
-    rows = values(dataset, column)
+    rows = shared(dataset, column)
     known = tuple(given) or class_names(dataset, column)
     names = known or _names_of(dataset, column, rows)
     check_labels(rows, names, column)
@@ -159,7 +159,7 @@ def _names_beside(dataset: datasets.Dataset, column: str, rows: list[Any]) -> di
     """Names from a column of texts beside the ids, where each id has one name and each name one id."""
     for other in (f"{column}_name", f"{column}_text", "label_name", "label_text"):
         if other in dataset.column_names and other != column and feature_kind(dataset, other) == "text":
-            pairs = set(zip(rows, values(dataset, other), strict=True)) if not isinstance(rows[0], list) else set()
+            pairs = set(zip(rows, shared(dataset, other), strict=True)) if not isinstance(rows[0], list) else set()
             names = {i: name for i, name in pairs if i is not None and name}
             if len(pairs) == len(names) == len(set(names.values())) > 0:
                 return names

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunekit.data.files import READERS, empty, from_json, from_rows, read_file, suffix_of
+from tunekit.data.files import READERS, from_json, read_file, suffix_of
 from tunekit.data.quiet import no_bars
+from tunekit.data.tables import Store, empty, from_rows
 from tunekit.errors import InvalidError, MissingError, UnreadableError
 from tunekit.finding import error, nearest
 
@@ -154,7 +155,8 @@ def _read_folder(folder: Path, train_split: str) -> dict[str, Any]:
                 f"name a file `{train_split}.jsonl` (or {', '.join(list(READERS)[2:])}), or pass the file itself",
             )
         )  # fmt: skip
-    return {split: _read_shards(files, split) for split, files in found.items()}
+    store = Store()
+    return {split: _read_shards(files, split, store) for split, files in found.items()}
 
 
 def _files_of(folder: Path, split: str) -> list[Path]:
@@ -174,10 +176,10 @@ def _unnamed_parts(folder: Path, train_split: str) -> dict[str, list[Path]]:
     return {train_split: files} if files else {}
 
 
-def _read_shards(files: list[Path], split: str) -> datasets.Dataset:
+def _read_shards(files: list[Path], split: str, store: Store) -> datasets.Dataset:
     import datasets
 
-    shards = [read_file(path, split)[split] for path in files if path.stat().st_size]
+    shards = [read_file(path, split, store)[split] for path in files if path.stat().st_size]
     if not shards:
         raise InvalidError(empty(str(files[0]), "the file has no content"))
     try:

@@ -71,6 +71,20 @@ def refuse_nulls(batch: Batch, rows: Sequence[int], names: Sequence[str]) -> Non
         raise InvalidError(*faults)
 
 
+def knows_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a vocabulary holds more than marks such as `<pad>`.
+
+    Beside a lone config.json transformers makes a tokenizer of the right class that knows no words, without a complaint:
+    every text is empty or unknown to it.
+    """
+    try:
+        vocabulary = tokenizer.get_vocab()
+    except NotImplementedError:  # characters as they are: nothing to look up
+        return True
+    marks = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
+    return any(token not in marks and token.strip("\u2581\u0120 ") for token in vocabulary)
+
+
 def refuse_slow(tokenizer: PreTrainedTokenizerBase, task: str) -> None:
     """Raises `tokenizer-slow`: only the fast tokenizers tell where in the text a token stands."""
     if not tokenizer.is_fast:

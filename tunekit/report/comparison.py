@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 _NOT_SCORES = ("runtime", "per_second", "epoch", "step", "preparation")
 _SMALLER_IS_BETTER = ("loss", "perplexity", "mse")
 _LEAD = ("accuracy", "f1", "spearman", "f1_micro", "exact", "loss")
-"""The metric that leads, the first of these that every run has."""
+"""The metric that leads, the first of these that every run with scores has."""
+_NOT_SETTINGS = ("kind", "schema", "output_dir", "data.fingerprint", "data.label_names")
 
 
 def comparison_view(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def comparison_view(records: Sequence[Mapping[str, Any]], names: Sequence[str]) 
     """
     scores = [_scores(r) for r in records]
     metrics = list(dict.fromkeys(m for s in scores for m in s))
-    lead = next((m for m in _LEAD if all(m in s for s in scores)), metrics[0] if metrics else "")
+    lead = next((m for m in _LEAD if m in metrics and all(m in s for s in scores if s)), metrics[0] if metrics else "")
     metrics = sorted(metrics, key=lambda m: m != lead)[:4]
     costs = [_costs(r) for r in records]
     cells = [
@@ -50,7 +51,7 @@ def comparison_view(records: Sequence[Mapping[str, Any]], names: Sequence[str]) 
             {
                 "name": names[i],
                 "colour": i % len(SERIES) + 1,
-                "settings": f"{method_text(p)}, {settings(p)}" if p else "",
+                "settings": f"{method_text(p)}, {settings(p)}" if p else "without a plan",
                 "cells": [_cell(name, values, i, show, smaller) for name, values, show, smaller in cells],
             }
             for i, p in enumerate(plans)
@@ -70,7 +71,7 @@ def _cell(name: str, values: list[Any], i: int, show: Any, smaller: bool) -> dic
     best = (min if smaller else max)(known) if len(known) > 1 and len(set(known)) > 1 else None
     return {
         "name": name,
-        "text": "" if values[i] is None else show(values[i]),
+        "text": "–" if values[i] is None else show(values[i]),
         "best": best is not None and values[i] == best,
     }
 
@@ -95,21 +96,21 @@ def _costs(record: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _differences(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The settings that are not the same in every plan, places of files aside."""
-    flat = [_flat(_short_of_method(r.get("plan") or {}, records)) for r in records]
-    names = dict.fromkeys(k for f in flat for k in f)
-    left_out = ("output_dir", "data.fingerprint", "data.label_names")
+    """The settings that are not the same in every plan, places of files aside; a run without a plan differs in nothing."""
+    flat = [_flat(_short_of_method(r["plan"], records)) if r.get("plan") else None for r in records]
+    names = dict.fromkeys(k for f in flat for k in f or ())
     lines = []
     for name in names:
-        values = [f.get(name, "") for f in flat]
-        if name not in left_out and len({repr(v) for v in values}) > 1:
-            lines.append({"name": name, "values": ["" if v == "" else str(v) for v in values]})
+        told = {repr(f.get(name, "")) for f in flat if f is not None}
+        if name not in _NOT_SETTINGS and len(told) > 1:
+            values = [str(f[name]) if f is not None and name in f else "" for f in flat]
+            lines.append({"name": name, "values": [v or "–" for v in values]})
     return lines
 
 
 def _short_of_method(plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The plan's values; where the methods are not the same one, the method by its name, since its settings compare with nothing."""
-    kinds = {((r.get("plan") or {}).get("method") or {}).get("kind") for r in records}
+    kinds = {(r["plan"].get("method") or {}).get("kind") for r in records if r.get("plan")}
     method = plan.get("method") or {}
     return {**plan, "method": method.get("kind", "")} if len(kinds) > 1 else dict(plan)
 

@@ -71,7 +71,7 @@ def _cell(name: str, values: list[Any], i: int, show: Any, smaller: bool) -> dic
     best = (min if smaller else max)(known) if len(known) > 1 and len(set(known)) > 1 else None
     return {
         "name": name,
-        "text": "–" if values[i] is None else show(values[i]),
+        "text": "-" if values[i] is None else show(values[i]),
         "best": best is not None and values[i] == best,
     }
 
@@ -104,7 +104,7 @@ def _differences(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         told = {repr(f.get(name, "")) for f in flat if f is not None}
         if name not in _NOT_SETTINGS and len(told) > 1:
             values = [str(f[name]) if f is not None and name in f else "" for f in flat]
-            lines.append({"name": name, "values": [v or "–" for v in values]})
+            lines.append({"name": name, "values": [v or "-" for v in values]})
     return lines
 
 

@@ -18,6 +18,10 @@ LARGE_PARAMETERS = 1_000_000_000
 _LENGTH_SHARE = 0.995
 """Share of the rows that are kept whole where a few outliers would set the memory of the whole run."""
 _OUTLIER = 1.25
+_KEPT_GAIN = 1.3
+"""Layers that a run must pass fewer by for the answers of its frozen ones to be kept."""
+_KEPT_MEMORY = 0.25
+"""Share of the host's memory that they may take unasked."""
 _EVAL_SHARE = 0.1
 _EVAL_FROM = 200
 """With fewer rows than this none are held out unasked."""
@@ -76,6 +80,7 @@ def make_plan(workload: Workload, method: Method, candidate: Candidate | None = 
     if candidate.quantization is not None:
         knobs |= quantized(workload, candidate.quantization)
     devices = workload.hardware.total_devices
+    epochs = candidate.num_train_epochs or recipe.num_train_epochs
     rows = rows_per_device(recipe, workload)
     return Plan(
         model=workload.model.name,
@@ -94,8 +99,9 @@ def make_plan(workload: Workload, method: Method, candidate: Candidate | None = 
         max_grad_norm=recipe.max_grad_norm,
         lr_scheduler_type=recipe.lr_scheduler_type,
         warmup=recipe.warmup,
-        num_train_epochs=candidate.num_train_epochs or recipe.num_train_epochs,
+        num_train_epochs=epochs,
         loss_kernel=loss_kernel(workload, candidate),
+        frozen_activations=frozen_activations(workload, candidate, epochs),
         optim="adamw_torch_fused",
         num_processes=devices,
         num_machines=workload.hardware.num_machines,
@@ -112,6 +118,24 @@ def loss_kernel(workload: Workload, candidate: Candidate) -> Literal["plain", "c
     """
     written = workload.task.name in ("causal-lm", "seq2seq")
     return "chunked" if written and candidate.objective is None else "plain"
+
+
+def frozen_activations(workload: Workload, candidate: Candidate, epochs: float) -> Literal["recomputed", "cached"]:
+    """Whether what frozen layers say of a row is kept over the epochs: where it saves much, is known to fit and can work.
+
+    Of L layers of which the last k learn, a row costs L forward and 2 k backward; with the answers kept 3 k, and L once. A
+    step's time is that of its layers to a fifth (`benchmarks/frozen_activations.py`).
+    """
+    layers, frozen = workload.model.num_layers, candidate.method.frozen_layers(workload.model)
+    one = workload.hardware.total_devices == 1 and workload.model.side != "seq2seq" and candidate.objective is None
+    if not frozen or not one or not workload.data.lengths:
+        return "recomputed"
+    learn = layers - frozen
+    gain = (layers + 2 * learn) / (3 * learn + layers / epochs)
+    tokens = (workload.data.num_examples + workload.data.num_eval_examples) * workload.data.mean_tokens
+    size_bytes = 4 * tokens * workload.model.hidden_size
+    room = workload.hardware.host_memory_bytes or workload.hardware.memory_bytes
+    return "cached" if gain >= _KEPT_GAIN and size_bytes <= _KEPT_MEMORY * room else "recomputed"
 
 
 def rows_per_device(recipe: Recipe, workload: Workload) -> int:

@@ -5,7 +5,8 @@
 Both Trainers train the same model on rows of the same length with the same settings, each in a thread of its own; after every
 step one hands the baton to the other, so that both see the same moments of the machine. Timed is what lies between taking
 the baton and handing it on: fetching the batch, the step, the callbacks, the log. Ten steps of each are a pair, and the first
-ten do not count. `--memory` runs each alone in a process of its own and compares the growth of its resident memory over
+ten do not count. The thread that starts first is not as quick as the other (memory is handed out by thread), so half of the pairs are run
+with either in front, and the figure is the mean of both halves' medians. `--memory` runs each alone in a process of its own and compares the growth of its resident memory over
 training. Results: benchmarks/results/step_path.json.
 """
 
@@ -125,12 +126,12 @@ def quieted(trainer: Any) -> Any:
     return trainer
 
 
-def in_turns(case: str, pairs: int) -> dict[str, list[float]]:
-    """Seconds of each step of both."""
+def in_turns(case: str, pairs: int, names: list[str]) -> dict[str, list[float]]:
+    """Seconds of each step of both, the first of the names in front."""
     from transformers import TrainerCallback
 
     steps = BLOCK * (pairs + 1)
-    baton = Baton(list(SYSTEMS))
+    baton = Baton(names)
 
     class Turns(TrainerCallback):
         def __init__(self, name: str) -> None:
@@ -142,14 +143,14 @@ def in_turns(case: str, pairs: int) -> dict[str, list[float]]:
                 baton.take(self.name)
 
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {n: quieted(make(case, steps, f"{folder}/{n}")) for n, make in SYSTEMS.items()}
+        trainers = {n: quieted(SYSTEMS[n](case, steps, f"{folder}/{n}")) for n in names}
 
         def run(name: str) -> None:
             baton.take(name)
             trainers[name].add_callback(Turns(name))
             trainers[name].train()
 
-        threads = [threading.Thread(target=run, args=(name,)) for name in SYSTEMS]
+        threads = [threading.Thread(target=run, args=(name,)) for name in names]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -164,10 +165,15 @@ def ratios(seconds: dict[str, list[float]]) -> list[float]:
     return [sum(ours[i : i + BLOCK]) / sum(hand[i : i + BLOCK]) for i in starts]
 
 
-def upper_bound(values: list[float]) -> float:
-    """Upper 95 % bound of the median, one-sided, by resampling."""
+def middle(halves: list[list[float]]) -> float:
+    """The mean of the medians of both halves."""
+    return sum(map(shared.median, halves)) / len(halves)
+
+
+def upper_bound(halves: list[list[float]]) -> float:
+    """Upper 95 % bound of that, one-sided, by resampling within each half."""
     draw = random.Random(0)
-    found = sorted(shared.median(draw.choices(values, k=len(values))) for _ in range(4000))
+    found = sorted(middle([draw.choices(h, k=len(h)) for h in halves]) for _ in range(4000))
     return found[int(0.95 * len(found))]
 
 
@@ -199,9 +205,13 @@ def show(found: dict[str, Any]) -> None:
     print(found["machine"])
     for case, one in found["cases"].items():
         if "seconds" in one:
-            values = ratios(one["seconds"])
-            step = shared.median(one["seconds"]["by hand"][BLOCK:])
-            print(f"{case:14} {len(values)} pairs of {BLOCK} steps of {1e3 * step:.1f} ms: median {shared.median(values):.4f}, upper 95 % bound {upper_bound(values):.4f}")  # fmt: skip
+            halves = [ratios(half) for half in one["seconds"]]
+            step = shared.median([t for half in one["seconds"] for t in half["by hand"][BLOCK:]])
+            each = ", ".join(
+                f"{shared.median(h):.4f} with {next(iter(half))} in front"
+                for h, half in zip(halves, one["seconds"], strict=True)
+            )
+            print(f"{case:14} {sum(map(len, halves))} pairs of {BLOCK} steps of {1e3 * step:.1f} ms: median {middle(halves):.4f}, upper 95 % bound {upper_bound(halves):.4f} ({each})")  # fmt: skip
         if "memory" in one:
             hand, ours = ([m[n] for m in one["memory"]] for n in SYSTEMS)
             parts = [
@@ -230,7 +240,8 @@ def main() -> None:
         if asked.memory:
             one["memory"] = [{n: grown(case, n) for n in SYSTEMS} for _ in range(asked.runs)]
         else:
-            one["seconds"] = in_turns(case, asked.pairs)
+            names = list(SYSTEMS)
+            one["seconds"] = [in_turns(case, asked.pairs // 2, order) for order in (names, names[::-1])]
         shared.save(asked.out, found)
     show(found)
 

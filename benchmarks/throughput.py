@@ -6,15 +6,18 @@
 Seven datasets, each with full fine-tuning, LoRA and the last layer alone (one stack: its frozen layers' answers kept); MiniLM for
 the encoders' tasks, small models with random weights and a vocabulary of the rows' own for the others. In turn, in one process:
 
-- `plan`: `tunekit.trainer` with a plan's defaults; `plan, packed` and `plan, chunked` for causal-lm, with that one field set
-- `defaults`: transformers' Trainer (and PEFT) with its own defaults: random order, padding to the longest of a batch
-- `trl`, `trl, packed`: SFTTrainer with its defaults, and with its packing (one sequence of as many tokens as eight rows have)
+- `plan`: `tunekit.trainer` with a plan's defaults; `plan, packed` and `plan, chunked` for causal-lm, `chunked` being what `advise` proposes
+- `by hand`: a plain Trainer (and PEFT) with the plan's settings: rows grouped by length
+- `defaults`: the same with transformers' own defaults: random order, padding to the longest of a batch
+- `trl`, `trl, packed`: SFTTrainer with its packing (one sequence of as many tokens as eight rows have) and without, in 32 bits and
+  without checkpointing; `trl, its defaults`: in 16 bits with checkpointing, which a CPU pays dearly for; once
 - `adapters`: AdapterHub's in its own environment, for a bottleneck adapter
 
 Compared is the processor's time of `train()` (one thread; others on the machine count for little), and the loss on rows
-not trained on after the same number of examples, by one function for all. Tokens are counted as the collators make them, so that the
-gain by less padding stands apart from the rest. Every run is written to benchmarks/results/throughput.json as it ends; runs that are
-there are not repeated.
+not trained on after the same number of examples, by one function for all. Before a dataset's first run two steps are trained that
+do not count. Tokens are counted as the collators make them, so that the gain by less padding stands apart from the rest; `of ceiling` is the
+gain over the defaults by that of a batch without padding. Every run is written to benchmarks/results/throughput.json as it ends; runs that
+are there are not repeated. `--only` may be given several times.
 """
 
 from __future__ import annotations
@@ -26,16 +29,19 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import throughput_rows as shared
 
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
-BATCH, EPOCHS_OF_PARTIAL, TEST_ROWS, PACKED = 8, 4, 48, 1024
-EXAMPLES = {"causal-lm": 80, "seq2seq": 80, "sequence-classification": 160, "token-classification": 160}
+BATCH, EPOCHS_OF_PARTIAL, TEST_ROWS = 8, 4, 48
+EXAMPLES = {"causal-lm": 160, "seq2seq": 160, "sequence-classification": 240, "token-classification": 240}
 RATES = {"full": 1e-4, "lora": 1e-3, "partial": 1e-3, "bottleneck-adapter": 1e-3}
-DATASETS = ("instructions_1100", "banking77", "wnut17", "scitldr", "sst2", "gsm8k", "dialogsum")
+DATASETS = ("instructions_1100", "gsm8k", "banking77", "sst2", "scitldr", "wnut17", "dialogsum")
+ONCE = {"trl, its defaults": ("instructions_1100, full", "instructions_1100, lora")}
+"""Systems that are run once, and for which rows."""
 
 
 # ---------------------------------------------------------------------- what is compared
@@ -69,12 +75,12 @@ def epochs(method: str) -> int:
 
 
 def systems(name: str, method: str, other: str | None) -> list[str]:
-    found = ["plan", "defaults"]
+    if method == "bottleneck-adapter":
+        return ["plan", *(["adapters"] if other else [])]
+    found = ["plan", "by hand", "defaults"]
     if shared.TASKS[name] == "causal-lm":
         found += ["plan, packed", "plan, chunked", "trl", "trl, packed"] if method != "partial" else ["trl"]
-    if method == "bottleneck-adapter":
-        found = ["plan", *(["adapters"] if other else [])]
-    return found
+    return found + [system for system, rows in ONCE.items() if f"{name}, {method}" in rows]
 
 
 class Row:
@@ -95,6 +101,12 @@ class Row:
             self.test = [r for r in self.test if set(r["tags"]) <= seen]
         self.folder = shared.model_folder(models, name, self.train)
 
+    @cached_property
+    def plain(self) -> Any:
+        """A plan's Trainer that is never trained: rows as tokenised for the plan, a collator, names of what learns."""
+        with tempfile.TemporaryDirectory() as out:
+            return self.by_plan(f"{out}/rows", frozen_activations="recomputed")
+
     def by_plan(self, out: str, **changes: Any) -> Any:
         import tunekit
 
@@ -104,31 +116,30 @@ class Row:
             load_best_model_at_end=False,
         )  # fmt: skip
 
-    def by_defaults(self, out: str) -> Any:
+    def by_trainer(self, out: str, **settings: Any) -> Any:
         """A plain script: the rows as tokenised for the plan, so that only the training differs."""
         import transformers as t
 
-        made = self.by_plan(f"{out}/rows", frozen_activations="recomputed")
-        args = t.TrainingArguments(out, **self._arguments())
-        return t.Trainer(
-            self._model(made), args, train_dataset=made.train_dataset, data_collator=_padding(made.data_collator)
-        )
+        args = t.TrainingArguments(out, **self._arguments(), **settings)
+        collate = _padding(self.plain.data_collator)
+        return t.Trainer(self._model(), args, train_dataset=self.plain.train_dataset, data_collator=collate)
 
-    def by_trl(self, out: str, packed: bool) -> Any:
+    def by_trl(self, out: str, packed: bool, **settings: Any) -> Any:
         import datasets
         from transformers import AutoTokenizer
         from trl import SFTConfig, SFTTrainer
 
-        made = self.by_plan(f"{out}/rows", frozen_activations="recomputed")
         arguments = self._arguments()
         if packed:
-            rows = sum(len(r["input_ids"]) for r in made.train_dataset) / len(self.train) * BATCH
-            arguments |= {"packing": True, "max_length": int(rows), "per_device_train_batch_size": 1}
-        config = SFTConfig(out, **{"max_length": shared.LONGEST[self.task], **arguments})
+            arguments |= {"packing": True, "max_length": self.eight_rows(), "per_device_train_batch_size": 1}
+        config = SFTConfig(out, **{"max_length": shared.LONGEST[self.task], **arguments, **settings})
         tokenizer = AutoTokenizer.from_pretrained(self.folder)
-        return SFTTrainer(
-            self._model(made), config, train_dataset=datasets.Dataset.from_list(self.train), processing_class=tokenizer
-        )
+        rows = datasets.Dataset.from_list(self.train)
+        return SFTTrainer(self._model(), config, train_dataset=rows, processing_class=tokenizer)
+
+    def eight_rows(self) -> int:
+        """Tokens that a batch has without padding."""
+        return int(sum(len(r["input_ids"]) for r in self.plain.train_dataset) / len(self.train) * BATCH)
 
     def _arguments(self) -> dict[str, Any]:
         return {
@@ -136,7 +147,7 @@ class Row:
             "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
         }  # fmt: skip
 
-    def _model(self, made: Any) -> Any:
+    def _model(self) -> Any:
         """The base as a script would load it, with PEFT's LoRA or its lower layers frozen by hand."""
         import torch
         import transformers as t
@@ -144,6 +155,7 @@ class Row:
 
         from tunekit.task import Task
 
+        made = self.plain
         torch.manual_seed(42)
         auto, config = getattr(t, Task.named(self.task).auto_class), made.model.config
         extra = {} if self.task in ("causal-lm", "seq2seq") else {"num_labels": config.num_labels}
@@ -165,14 +177,16 @@ class Row:
             case "plan":
                 return self.by_plan(out)
             case "plan, packed":
-                tokens = [len(r["input_ids"]) for r in self.by_plan(f"{out}/rows").train_dataset]
-                length = int(sum(tokens) / len(tokens) * BATCH)
-                return self.by_plan(f"{out}/run", packing=True, max_length=length, per_device_train_batch_size=1)
+                return self.by_plan(out, packing=True, max_length=self.eight_rows(), per_device_train_batch_size=1)
             case "plan, chunked":
                 return self.by_plan(out, loss_kernel="chunked")
+            case "by hand":
+                return self.by_trainer(out, train_sampling_strategy="group_by_length")
             case "defaults":
-                return self.by_defaults(out)
-        return self.by_trl(out, system == "trl, packed")
+                return self.by_trainer(out)
+            case "trl, its defaults":
+                return self.by_trl(out, packed=False)
+        return self.by_trl(out, system == "trl, packed", bf16=False, gradient_checkpointing=False)
 
 
 def _padding(collate: Any) -> Any:
@@ -209,11 +223,19 @@ def run(row: Row, system: str) -> dict[str, float]:
         wall, spent = time.perf_counter(), time.process_time()
         trainer.train()
         spent, wall = time.process_time() - spent, time.perf_counter() - wall
-        loss = loss_of(row, trainer.model, out)
+        loss = loss_of(row, trainer.model)
     return {
         "cpu_seconds": spent + fill, "wall_seconds": wall + fill, "made_seconds": made, "steps": trainer.state.global_step,
         "tokens": counted.tokens, "real_tokens": counted.real, "loss": loss,
     }  # fmt: skip
+
+
+def warm_up(row: Row) -> None:
+    """Two steps each of a plan and of a plain Trainer, so that no system pays for what a process does once."""
+    with tempfile.TemporaryDirectory() as out, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for trainer in (row.by_plan(f"{out}/plan", max_steps=2, frozen_activations="recomputed"), row.by_trainer(f"{out}/plain", max_steps=2)):  # fmt: skip
+            trainer.train()
 
 
 def _fill_seconds(row: Row, out: str) -> float:
@@ -228,13 +250,13 @@ def _fill_seconds(row: Row, out: str) -> float:
     return time.process_time() - began
 
 
-def loss_of(row: Row, model: Any, out: str) -> float:
+def loss_of(row: Row, model: Any) -> float:
     """The mean loss over the supervised items of the test rows."""
     import torch
 
     from tunekit.objectives.supervised import num_supervised
 
-    made = row.by_plan(f"{out}/test", frozen_activations="recomputed")
+    made = row.plain
     model.eval()
     total = items = 0.0
     for at in range(0, len(made.eval_dataset), BATCH):
@@ -294,17 +316,26 @@ def work(path: str) -> None:
 # ---------------------------------------------------------------------- all of them
 def show(found: dict[str, Any]) -> None:
     print(found["machine"])
-    print(f"{'':42}{'CPU s':>8}{'x over':>8}{'padding':>9}{'rest':>7}{'ceiling':>9}{'steps':>7}{'loss':>9}")
+    print(
+        f"{'':42}{'CPU s':>8}{'x over':>8}{'padding':>9}{'rest':>7}{'ceiling':>9}{'of ceiling':>12}{'steps':>7}{'runs':>6}{'loss':>9}"
+    )
     for key, by in found["runs"].items():
         if "plan" not in by or len(by) < 2:
             continue
         ours = {s: _middle(r) for s, r in by.items() if "refused" not in r[0]}
+        plain = ours.get("defaults")
         for system, m in ours.items():
-            best = ours["plan"]
-            over = m["cpu_seconds"] / best["cpu_seconds"]
-            less = m["tokens"] / best["tokens"]
-            line = f"{key + ': ' + system:42}{m['cpu_seconds']:>8.2f}{over:>8.2f}{less:>9.2f}{over / less:>7.2f}{m['tokens'] / m['real_tokens']:>9.2f}{m['steps']:>7.0f}"  # fmt: skip
+            less = m["tokens"] / ours["plan"]["tokens"]
+            over = _over(by[system], by["plan"])
+            ceiling = plain["tokens"] / plain["real_tokens"] if plain else 0.0
+            of = f"{_over(by['defaults'], by[system]) / ceiling:.2f}" if plain else ""
+            line = f"{key + ': ' + system:42}{m['cpu_seconds']:>8.2f}{over:>8.2f}{less:>9.2f}{over / less:>7.2f}{ceiling or 1.0:>9.2f}{of:>12}{m['steps']:>7.0f}{len(by[system]):>6}"  # fmt: skip
             print(line + (f"{m['loss']:>9.4f}" if "loss" in m else ""))
+
+
+def _over(runs: list[dict[str, float]], base: list[dict[str, float]]) -> float:
+    """The middle ratio of runs of the same turn."""
+    return shared.median([a["cpu_seconds"] / b["cpu_seconds"] for a, b in zip(runs, base, strict=False)])
 
 
 def _middle(runs: list[dict[str, float]]) -> dict[str, float]:
@@ -316,8 +347,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--other", help="the Python of an environment with AdapterHub's adapters 1.3")
     parser.add_argument("--minutes", type=float, default=25)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--only", default="", help="part of the names of the rows to run, such as `sst2, lora`")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", action="append", help="part of the names of the rows to run, such as `sst2, lora`")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -339,28 +370,31 @@ def all_runs(found: dict[str, Any], asked: argparse.Namespace) -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as models:
         for turn in range(asked.repeats):
-            for name in DATASETS:
-                methods = ["full", "lora", "partial"]
-                if shared.TASKS[name] == "sequence-classification":
-                    methods.append("bottleneck-adapter")
-                for method in methods:
-                    key = f"{name}, {method}"
-                    if asked.only not in key:
+            for name, method in rows(asked.only or [""]):
+                key, row = f"{name}, {method}", None
+                by = found["runs"].setdefault(key, {})
+                for system in systems(name, method, asked.other)[:: -1 if turn % 2 else 1]:
+                    done = by.setdefault(system, [])
+                    if len(done) > turn or (done and ("refused" in done[0] or system in ONCE)):
                         continue
-                    by, row = found["runs"].setdefault(key, {}), Row(name, method, asked.data, Path(models))
-                    for system in systems(name, method, asked.other)[:: -1 if turn % 2 else 1]:
-                        done = by.setdefault(system, [])
-                        if len(done) > turn or (done and "refused" in done[0]):
-                            continue
-                        if time.monotonic() - began > 60 * asked.minutes:
-                            print("time is up: start it again for the rest")
-                            return
-                        try:
-                            done.append(by_adapters(row, asked.other) if system == "adapters" else run(row, system))
-                        except TunekitError as e:
-                            done.append({"refused": str(e)[:200]})
-                        print(f"{key}: {system} {done[-1]}", flush=True)
-                        shared.save(asked.out, found)
+                    if time.monotonic() - began > 60 * asked.minutes:
+                        print("time is up: start it again for the rest")
+                        return
+                    if row is None:
+                        row = Row(name, method, asked.data, Path(models))
+                        warm_up(row)
+                    try:
+                        done.append(by_adapters(row, asked.other) if system == "adapters" else run(row, system))
+                    except TunekitError as e:
+                        done.append({"refused": str(e)[:200]})
+                    print(f"{key}: {system} {done[-1]}", flush=True)
+                    shared.save(asked.out, found)
+
+
+def rows(only: list[str]) -> list[tuple[str, str]]:
+    """Datasets and methods whose names hold one of the texts."""
+    methods = {n: ["full", "lora", "partial", *(["bottleneck-adapter"] if shared.TASKS[n] == "sequence-classification" else [])] for n in DATASETS}  # fmt: skip
+    return [(n, m) for n in DATASETS for m in methods[n] if any(text in f"{n}, {m}" for text in only)]
 
 
 if __name__ == "__main__":

@@ -146,6 +146,16 @@ def _sharding(entry: Entry, workload: Workload) -> str:
     )
 
 
+def _frozen(entry: Entry, workload: Workload) -> str:
+    plan, layers = entry.plan, workload.model.num_layers
+    frozen = plan.method.frozen_layers(workload.model)
+    if plan.frozen_activations == "cached":
+        return f"rows go through the {frozen} frozen of {layers} layers once, and not in each of {plan.num_train_epochs:g} epochs"
+    if frozen:
+        return f"{frozen} of {layers} layers are frozen; keeping what they say of each row would save little here, or not fit"
+    return "cached: rows go through the layers below the first that learns once, not at every step"
+
+
 def _plain(text: str) -> Callable[[Entry, Workload], str]:
     return lambda entry, workload: text
 
@@ -158,7 +168,7 @@ _WHY: Mapping[str, Callable[[Entry, Workload], str]] = {
     "output_dir": _plain("what is learnt, the record and the model card go here"),
     "objective": _plain("null: the labels or the answers in the rows are learnt") ,
     "max_length": _length,
-    "packing": lambda e, w: "rows are joined to full sequences" if e.plan.packing else "",
+    "packing": lambda e, w: "rows are joined to full sequences" if e.plan.packing else "batches of rows of like length leave little padding to save",
     "dtype": _dtype,
     "mixed_precision": _mixed,
     "quantization": _quantization,
@@ -176,7 +186,7 @@ _WHY: Mapping[str, Callable[[Entry, Workload], str]] = {
     "warmup": _warmup,
     "seed": _plain("another seed moves the score by a point or so on small sets"),
     "loss_kernel": _plain("how the loss over the vocabulary is computed: plain, in chunks, or by Liger's kernel"),
-    "frozen_activations": _plain("cached: rows go through the layers below the first that learns once, not at every step"),
+    "frozen_activations": _frozen,
     "num_machines": _plain("machines that share the run"),
     "offload": _plain("null: everything stays on the devices"),
     "num_processes": _processes,

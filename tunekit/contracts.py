@@ -155,6 +155,10 @@ class Method(Config):
     def recipe(self, workload: Workload) -> Recipe:
         """Learning rate, schedule and length, with sources."""
 
+    def frozen_layers(self, model: ModelFacts) -> int:
+        """How many of the lowest layers never learn under this method, nor anything below them; 0 where that cannot be told."""
+        return 0
+
     @property
     def reads(self) -> Reads:
         """Whether initialisation looks at the base's weights or at data; on weightless tensors values are skipped."""

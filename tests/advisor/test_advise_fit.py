@@ -265,3 +265,26 @@ def test_the_floor_is_below_what_any_plan_needs() -> None:
     assert floor_bytes(asked, half) == 8 * 10**9
     assert floor_bytes(asked, half.replace(num_processes=4, sharding="zero3")) == 2 * 10**9
     assert Task.named(plan.task) == asked.task
+
+
+def kept(plan_of: str = "partial", **changes: Any) -> str:
+    """What a plan proposes of the answers of frozen layers, for a hundred rows of 20 tokens and many epochs."""
+    data = dataclasses.replace(workload().data, num_examples=100, lengths=(20,) * 100)
+    return make_plan(workload(**{"data": data, **changes}), find("method", plan_of)()).frozen_activations
+
+
+def test_answers_of_frozen_layers_are_kept_where_that_saves_much() -> None:
+    assert kept() == "cached"
+    many = dataclasses.replace(workload().data, num_examples=5_000_000, lengths=(400,) * 100)
+    assert kept(data=many) == "recomputed"  # some two epochs, and more than memory has
+    assert kept(devices=2) == "recomputed"
+    assert kept("lora") == "recomputed"
+    shallow = dataclasses.replace(workload().model, num_layers=2)
+    assert kept(model=shallow) == "recomputed"  # nothing is frozen
+
+
+def test_answers_of_frozen_layers_are_not_kept_where_nothing_says_how_many_there_are() -> None:
+    unknown = dataclasses.replace(workload().data, lengths=())
+    assert kept(data=unknown) == "recomputed"
+    written = dataclasses.replace(workload().model, side="seq2seq")
+    assert kept(model=written) == "recomputed"

@@ -146,6 +146,10 @@ class Partial(Method):
             return _too_many(self.last_layers, model.num_layers)
         return None
 
+    def frozen_layers(self, model: ModelFacts) -> int:
+        """All but the last; what `patterns` names may lie anywhere."""
+        return 0 if self.patterns or self.last_layers is None else max(0, model.num_layers - self.last_layers)
+
     def recipe(self, workload: Workload) -> Recipe:
         """Full fine-tuning's rate."""
         return Recipe(

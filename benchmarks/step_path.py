@@ -88,9 +88,10 @@ def by_plan(case: str, steps: int, folder: str) -> Any:
         model=str(shared.minilm()), task=CASES[case], method=lora if "lora" in case else Full(), max_steps=steps,
         per_device_train_batch_size=BATCH, learning_rate=RATE, output_dir=folder,
     )  # fmt: skip
-    return tunekit.trainer(
-        plan, train_dataset=case_rows(case, steps), model=model_of(case), disable_tqdm=True, save_strategy="no"
-    )
+    # A model that is handed over is kept as it was beside the learning one, for `unload`; one that the plan loads is not.
+    model = model_of(case) if CASES[case] == "causal-lm" else None
+    rows = case_rows(case, steps)
+    return tunekit.trainer(plan, train_dataset=rows, model=model, disable_tqdm=True, save_strategy="no")
 
 
 SYSTEMS = {"by hand": by_hand, "by plan": by_plan}
@@ -226,7 +227,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--case", choices=CASES, action="append")
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=3, help="of each with `--memory`")
     parser.add_argument("--alone", choices=SYSTEMS)
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()

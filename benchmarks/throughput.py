@@ -10,10 +10,11 @@ the encoders' tasks, small models with random weights and a vocabulary of the ro
 - `by hand`: a plain Trainer (and PEFT) with the plan's settings: rows grouped by length
 - `defaults`: the same with transformers' own defaults: random order, padding to the longest of a batch
 - `trl`, `trl, packed`: SFTTrainer with its packing (one sequence of as many tokens as eight rows have) and without, in 32 bits and
-  without checkpointing; `trl, its defaults`: in 16 bits with checkpointing, which a CPU pays dearly for; once
+  without checkpointing; `trl, its defaults`: in 16 bits with checkpointing, which a CPU pays dearly for, so only with `--trl-defaults`
 - `adapters`: AdapterHub's in its own environment, for a bottleneck adapter
 
-Compared is the processor's time of `train()` (one thread; others on the machine count for little), and the loss on rows
+Compared is the processor's time of all steps, from the first one's beginning to the last one's end (one thread; others on the machine
+count for little), and the loss on rows
 not trained on after the same number of examples, by one function for all. Before a dataset's first run two steps are trained that
 do not count. Tokens are counted as the collators make them, so that the gain by less padding stands apart from the rest; `of ceiling` is the
 gain over the defaults by that of a batch without padding. Every run is written to benchmarks/results/throughput.json as it ends; runs that
@@ -37,11 +38,18 @@ import throughput_rows as shared
 
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
 BATCH, EPOCHS_OF_PARTIAL, TEST_ROWS = 8, 4, 48
-EXAMPLES = {"causal-lm": 160, "seq2seq": 160, "sequence-classification": 240, "token-classification": 240}
+EXAMPLES = {
+    "instructions_1100": 480,
+    "gsm8k": 240,
+    "banking77": 240,
+    "sst2": 240,
+    "wnut17": 240,
+    "scitldr": 160,
+    "dialogsum": 160,
+}
+"""Rows that a run sees in all: grouping by length needs more than a few batches."""
 RATES = {"full": 1e-4, "lora": 1e-3, "partial": 1e-3, "bottleneck-adapter": 1e-3}
 DATASETS = ("instructions_1100", "gsm8k", "banking77", "sst2", "scitldr", "wnut17", "dialogsum")
-ONCE = {"trl, its defaults": ("instructions_1100, full", "instructions_1100, lora")}
-"""Systems that are run once, and for which rows."""
 
 
 # ---------------------------------------------------------------------- what is compared
@@ -74,13 +82,14 @@ def epochs(method: str) -> int:
     return EPOCHS_OF_PARTIAL if method == "partial" else 1
 
 
-def systems(name: str, method: str, other: str | None) -> list[str]:
+def systems(name: str, method: str, other: str | None, halved: bool) -> list[str]:
     if method == "bottleneck-adapter":
         return ["plan", *(["adapters"] if other else [])]
     found = ["plan", "by hand", "defaults"]
     if shared.TASKS[name] == "causal-lm":
         found += ["plan, packed", "plan, chunked", "trl", "trl, packed"] if method != "partial" else ["trl"]
-    return found + [system for system, rows in ONCE.items() if f"{name}, {method}" in rows]
+        found += ["trl, its defaults"] if halved else []
+    return found
 
 
 class Row:
@@ -88,7 +97,7 @@ class Row:
 
     def __init__(self, name: str, method: str, data: Path, models: Path) -> None:
         self.name, self.method, self.task = name, method, shared.TASKS[name]
-        count = EXAMPLES[self.task] // epochs(method)
+        count = EXAMPLES[name] // epochs(method)
         self.train = shared.read(data, name, "train", count)
         self.test = shared.read(data, name, "validation", TEST_ROWS)
         if self.task == "sequence-classification":
@@ -209,6 +218,24 @@ class Counted:
         return batch
 
 
+def clock(trainer: Any) -> list[tuple[float, float]]:
+    """Processor's and wall time at the first step's beginning and at the end of each step, once the Trainer has trained."""
+    from transformers import TrainerCallback
+
+    seen: list[tuple[float, float]] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            if not seen:
+                seen.append((time.process_time(), time.perf_counter()))
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            seen.append((time.process_time(), time.perf_counter()))
+
+    trainer.add_callback(Clock())
+    return seen
+
+
 def run(row: Row, system: str) -> dict[str, float]:
     from transformers import PrinterCallback
 
@@ -220,9 +247,9 @@ def run(row: Row, system: str) -> dict[str, float]:
         fill = _fill_seconds(row, out) if system == "plan" and row.method == "partial" else 0.0
         trainer.remove_callback(PrinterCallback)
         counted = trainer.data_collator = Counted(trainer.data_collator, 0)
-        wall, spent = time.perf_counter(), time.process_time()
+        seen = clock(trainer)
         trainer.train()
-        spent, wall = time.process_time() - spent, time.perf_counter() - wall
+        spent, wall = (end - begin for begin, end in zip(seen[0], seen[-1], strict=True))
         loss = loss_of(row, trainer.model)
     return {
         "cpu_seconds": spent + fill, "wall_seconds": wall + fill, "made_seconds": made, "steps": trainer.state.global_step,
@@ -284,7 +311,6 @@ def by_adapters(row: Row, other: str) -> dict[str, float]:
 def work(path: str) -> None:
     """In that environment: AdapterTrainer with its defaults."""
     import adapters
-    import datasets
     import torch
     from transformers import (
         AutoModelForSequenceClassification,
@@ -296,7 +322,7 @@ def work(path: str) -> None:
     asked = json.loads(Path(path).read_text())
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(asked["model"])
-    rows = datasets.Dataset.from_list([{**tokenizer(r["text"], truncation=True, max_length=128), "labels": r["label"]} for r in asked["train"]])  # fmt: skip
+    rows = [{**tokenizer(r["text"], truncation=True, max_length=128), "labels": r["label"]} for r in asked["train"]]  # fmt: skip
     model = AutoModelForSequenceClassification.from_pretrained(asked["model"], num_labels=asked["classes"])
     adapters.init(model)
     model.add_adapter("a", config="seq_bn")
@@ -307,9 +333,10 @@ def work(path: str) -> None:
     )  # fmt: skip
     counted = Counted(DataCollatorWithPadding(tokenizer), tokenizer.pad_token_id)
     trainer = adapters.AdapterTrainer(model=model, args=args, train_dataset=rows, data_collator=counted)
-    spent, wall = time.process_time(), time.perf_counter()
+    seen = clock(trainer)
     trainer.train()
-    found = {"cpu_seconds": time.process_time() - spent, "wall_seconds": time.perf_counter() - wall, "steps": trainer.state.global_step, "tokens": counted.tokens, "real_tokens": counted.real}  # fmt: skip
+    spent, wall = (end - begin for begin, end in zip(seen[0], seen[-1], strict=True))
+    found = {"cpu_seconds": spent, "wall_seconds": wall, "steps": trainer.state.global_step, "tokens": counted.tokens, "real_tokens": counted.real}  # fmt: skip
     print(json.dumps(found))
 
 
@@ -349,6 +376,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", action="append", help="part of the names of the rows to run, such as `sst2, lora`")
+    parser.add_argument(
+        "--trl-defaults", action="store_true", help="with TRL in 16 bits and checkpointing: ten times as slow"
+    )
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -373,9 +403,9 @@ def all_runs(found: dict[str, Any], asked: argparse.Namespace) -> None:
             for name, method in rows(asked.only or [""]):
                 key, row = f"{name}, {method}", None
                 by = found["runs"].setdefault(key, {})
-                for system in systems(name, method, asked.other)[:: -1 if turn % 2 else 1]:
+                for system in systems(name, method, asked.other, asked.trl_defaults)[:: -1 if turn % 2 else 1]:
                     done = by.setdefault(system, [])
-                    if len(done) > turn or (done and ("refused" in done[0] or system in ONCE)):
+                    if len(done) > turn or (done and "refused" in done[0]):
                         continue
                     if time.monotonic() - began > 60 * asked.minutes:
                         print("time is up: start it again for the rest")

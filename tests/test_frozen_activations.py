@@ -256,3 +256,12 @@ def test_a_chunked_loss_does_without_the_frozen_layers_too(tiny_decoder: str, tm
         return [e["loss"] for e in made.state.log_history if "loss" in e]
 
     assert losses("cached", "chunked") == pytest.approx(losses("recomputed", "plain"), abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", WORKS)
+def test_a_method_says_beforehand_how_many_layers_stay_frozen(architecture: str) -> None:
+    from tunekit.advisor.observe.model import model_facts
+
+    facts = model_facts(zoo.config(architecture))
+    assert TOP.frozen_layers(facts) == len(frozen_part(classifier(architecture, TOP)).layers) > 0
+    assert Lora(r=2).frozen_layers(facts) == HEAD.frozen_layers(facts) == 0

@@ -1,13 +1,14 @@
 """The same settings by hand and by a plan, step by step in turn in one process.
 
-    python benchmarks/step_path.py [--pairs 24] [--case lora] [--memory]
+    python benchmarks/step_path.py [--pairs 24] [--rounds 6] [--case lora] [--memory]
 
 Both Trainers train the same model on rows of the same length with the same settings, each in a thread of its own; after every
 step one hands the baton to the other, so that both see the same moments of the machine. Timed is what lies between taking
 the baton and handing it on: fetching the batch, the step, the callbacks, the log. Ten steps of each are a pair, and the first
-ten do not count. The thread that starts first is not as quick as the other (memory is handed out by thread), so half of the pairs are run
-with either in front, and the figure is the mean of both halves' medians. `--memory` runs each alone in a process of its own and compares the growth of its resident memory over
-training. Results: benchmarks/results/step_path.json.
+ten do not count. Which of the two is quicker depends on the thread and on where its memory lies (up to 7 % in one
+round, either way), so the pairs are split into rounds with new models, with either in front in turn; the
+figure is the mean of the rounds' medians. `--memory` runs each alone in a process of its own and compares the largest resident size that it
+has had, libraries included. Results: benchmarks/results/step_path.json.
 """
 
 from __future__ import annotations
@@ -166,20 +167,22 @@ def ratios(seconds: dict[str, list[float]]) -> list[float]:
     return [sum(ours[i : i + BLOCK]) / sum(hand[i : i + BLOCK]) for i in starts]
 
 
-def middle(halves: list[list[float]]) -> float:
-    """The mean of the medians of both halves."""
-    return sum(map(shared.median, halves)) / len(halves)
+def middle(rounds: list[list[float]]) -> float:
+    """The mean of the rounds' medians."""
+    return sum(map(shared.median, rounds)) / len(rounds)
 
 
-def upper_bound(halves: list[list[float]]) -> float:
-    """Upper 95 % bound of that, one-sided, by resampling within each half."""
+def upper_bound(rounds: list[list[float]]) -> float:
+    """Upper 95 % bound of that, one-sided, by resampling rounds where there are several, and pairs within each."""
     draw = random.Random(0)
-    found = sorted(middle([draw.choices(h, k=len(h)) for h in halves]) for _ in range(4000))
+    found = sorted(
+        middle([draw.choices(r, k=len(r)) for r in draw.choices(rounds, k=len(rounds))]) for _ in range(4000)
+    )
     return found[int(0.95 * len(found))]
 
 
-def grown(case: str, name: str) -> dict[str, int]:
-    """Resident memory that training adds, in a process of its own."""
+def resident(case: str, name: str) -> dict[str, int]:
+    """The largest resident size of a process of its own."""
     command = [sys.executable, "-W", "ignore", __file__, "--alone", name, "--case", case]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -188,43 +191,29 @@ def grown(case: str, name: str) -> dict[str, int]:
 def alone(case: str, name: str) -> dict[str, int]:
     import resource
 
-    from tunekit.callbacks._peak import PeakMemory
-
     with tempfile.TemporaryDirectory() as folder:
-        trainer = quieted(SYSTEMS[name](case, 40, folder))
-        peak = PeakMemory("cpu")
-        peak.start()
-        trainer.train()
-        peak.stop()
-    return {
-        "grown": peak.bytes()["device_bytes"],
-        "resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
+        quieted(SYSTEMS[name](case, 40, folder)).train()
+    return {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 def show(found: dict[str, Any]) -> None:
     print(found["machine"])
     for case, one in found["cases"].items():
         if "seconds" in one:
-            halves = [ratios(half) for half in one["seconds"]]
-            step = shared.median([t for half in one["seconds"] for t in half["by hand"][BLOCK:]])
-            each = ", ".join(
-                f"{shared.median(h):.4f} with {next(iter(half))} in front"
-                for h, half in zip(halves, one["seconds"], strict=True)
-            )
-            print(f"{case:14} {sum(map(len, halves))} pairs of {BLOCK} steps of {1e3 * step:.1f} ms: median {middle(halves):.4f}, upper 95 % bound {upper_bound(halves):.4f} ({each})")  # fmt: skip
+            rounds = [ratios(r) for r in one["seconds"]]
+            step = shared.median([t for r in one["seconds"] for t in r["by hand"][BLOCK:]])
+            each = " ".join(f"{shared.median(r):.3f}" for r in rounds)
+            print(f"{case:14} {sum(map(len, rounds))} pairs of {BLOCK} steps of {1e3 * step:.1f} ms: median {middle(rounds):.4f}, upper 95 % bound {upper_bound(rounds):.4f} (by round {each})")  # fmt: skip
         if "memory" in one:
-            hand, ours = ([m[n] for m in one["memory"]] for n in SYSTEMS)
-            parts = [
-                f"{what} {shared.median([b[what] / a[what] for a, b in zip(hand, ours, strict=True)]):.3f} (by hand {shared.median([a[what] for a in hand]) / 2**20:.0f} MiB)"
-                for what in ("grown", "resident")
-            ]
-            print(f"{case:14} memory: {', '.join(parts)}")
+            hand, ours = ([m[n]["resident"] for m in one["memory"]] for n in SYSTEMS)
+            over = shared.median([b / a for a, b in zip(hand, ours, strict=True)])
+            print(f"{case:14} memory: {over:.3f} (by hand {shared.median(hand) / 2**20:.0f} MiB)")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--case", choices=CASES, action="append")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--runs", type=int, default=3, help="of each with `--memory`")
@@ -239,10 +228,10 @@ def main() -> None:
     for case in cases:
         one = found["cases"].setdefault(case, {})
         if asked.memory:
-            one["memory"] = [{n: grown(case, n) for n in SYSTEMS} for _ in range(asked.runs)]
+            one["memory"] = [{n: resident(case, n) for n in SYSTEMS} for _ in range(asked.runs)]
         else:
-            names = list(SYSTEMS)
-            one["seconds"] = [in_turns(case, asked.pairs // 2, order) for order in (names, names[::-1])]
+            names, count = list(SYSTEMS), asked.pairs // asked.rounds
+            one["seconds"] = [in_turns(case, count, names[:: -1 if i % 2 else 1]) for i in range(asked.rounds)]
         shared.save(asked.out, found)
     show(found)
 

@@ -6,7 +6,7 @@
 Seven datasets, each with full fine-tuning, LoRA and the last layer alone (one stack: its frozen layers' answers kept); MiniLM for
 the encoders' tasks, small models with random weights and a vocabulary of the rows' own for the others. In turn, in one process:
 
-- `plan`: `tunekit.trainer` with a plan's defaults; `plan, packed` and `plan, chunked` for causal-lm, `chunked` being what `advise` proposes
+- `plan`: `tunekit.trainer` with a plan's defaults; for causal-lm also `plan, chunked`, which is what `advise` proposes
 - `by hand`: a plain Trainer (and PEFT) with the plan's settings: rows grouped by length
 - `defaults`: the same with transformers' own defaults: random order, padding to the longest of a batch
 - `trl`, `trl, packed`: SFTTrainer with its packing (one sequence of as many tokens as eight rows have) and without, in 32 bits and
@@ -29,24 +29,18 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import throughput_rows as shared
+from throughput_adapters import Counted, clock
 
 RESULTS = Path(__file__).parent / "results" / "throughput.json"
 BATCH, EPOCHS_OF_PARTIAL, TEST_ROWS = 8, 4, 48
 EXAMPLES = {
-    "instructions_1100": 480,
-    "gsm8k": 240,
-    "banking77": 240,
-    "sst2": 240,
-    "wnut17": 240,
-    "scitldr": 160,
-    "dialogsum": 160,
-}
+    "instructions_1100": 320, "gsm8k": 160, "banking77": 240, "sst2": 240, "wnut17": 240, "scitldr": 160, "dialogsum": 160,
+}  # fmt: skip
 """Rows that a run sees in all: grouping by length needs more than a few batches."""
 RATES = {"full": 1e-4, "lora": 1e-3, "partial": 1e-3, "bottleneck-adapter": 1e-3}
 DATASETS = ("instructions_1100", "gsm8k", "banking77", "sst2", "scitldr", "wnut17", "dialogsum")
@@ -87,7 +81,7 @@ def systems(name: str, method: str, other: str | None, halved: bool) -> list[str
         return ["plan", *(["adapters"] if other else [])]
     found = ["plan", "by hand", "defaults"]
     if shared.TASKS[name] == "causal-lm":
-        found += ["plan, packed", "plan, chunked", "trl", "trl, packed"] if method != "partial" else ["trl"]
+        found += ["plan, chunked", "trl", "trl, packed"] if method != "partial" else ["trl"]
         found += ["trl, its defaults"] if halved else []
     return found
 
@@ -185,8 +179,6 @@ class Row:
         match system:
             case "plan":
                 return self.by_plan(out)
-            case "plan, packed":
-                return self.by_plan(out, packing=True, max_length=self.eight_rows(), per_device_train_batch_size=1)
             case "plan, chunked":
                 return self.by_plan(out, loss_kernel="chunked")
             case "by hand":
@@ -204,38 +196,6 @@ def _padding(collate: Any) -> Any:
 
 
 # ---------------------------------------------------------------------- one run
-class Counted:
-    """A collator that counts what it makes."""
-
-    def __init__(self, collate: Callable[[Any], Any], pad: int) -> None:
-        self.collate, self.pad, self.tokens, self.real = collate, pad, 0, 0
-
-    def __call__(self, rows: Any) -> Any:
-        batch = self.collate(rows)
-        ids, mask = batch["input_ids"], batch.get("attention_mask")
-        self.tokens += ids.numel()
-        self.real += int(mask.sum() if mask is not None else (ids != self.pad).sum())
-        return batch
-
-
-def clock(trainer: Any) -> list[tuple[float, float]]:
-    """Processor's and wall time at the first step's beginning and at the end of each step, once the Trainer has trained."""
-    from transformers import TrainerCallback
-
-    seen: list[tuple[float, float]] = []
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            if not seen:
-                seen.append((time.process_time(), time.perf_counter()))
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            seen.append((time.process_time(), time.perf_counter()))
-
-    trainer.add_callback(Clock())
-    return seen
-
-
 def run(row: Row, system: str) -> dict[str, float]:
     from transformers import PrinterCallback
 
@@ -301,43 +261,13 @@ def by_adapters(row: Row, other: str) -> dict[str, float]:
         asked = {"train": row.train, "model": str(row.folder), "out": out, "batch": BATCH, "rate": RATES[row.method], "classes": 1 + max(r["label"] for r in row.train)}  # fmt: skip
         (Path(out) / "asked.json").write_text(json.dumps(asked))
         done = subprocess.run(
-            [other, "-W", "ignore", __file__, "--work", f"{out}/asked.json"], capture_output=True, text=True
+            [other, "-W", "ignore", str(Path(__file__).with_name("throughput_adapters.py")), f"{out}/asked.json"],
+            capture_output=True,
+            text=True,
         )
     if done.returncode:
         raise SystemExit(f"adapters in {other} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def work(path: str) -> None:
-    """In that environment: AdapterTrainer with its defaults."""
-    import adapters
-    import torch
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        DataCollatorWithPadding,
-        TrainingArguments,
-    )
-
-    asked = json.loads(Path(path).read_text())
-    torch.set_num_threads(1)
-    tokenizer = AutoTokenizer.from_pretrained(asked["model"])
-    rows = [{**tokenizer(r["text"], truncation=True, max_length=128), "labels": r["label"]} for r in asked["train"]]  # fmt: skip
-    model = AutoModelForSequenceClassification.from_pretrained(asked["model"], num_labels=asked["classes"])
-    adapters.init(model)
-    model.add_adapter("a", config="seq_bn")
-    model.train_adapter("a")
-    args = TrainingArguments(
-        asked["out"], per_device_train_batch_size=asked["batch"], learning_rate=asked["rate"], num_train_epochs=1, use_cpu=True,
-        report_to="none", save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
-    counted = Counted(DataCollatorWithPadding(tokenizer), tokenizer.pad_token_id)
-    trainer = adapters.AdapterTrainer(model=model, args=args, train_dataset=rows, data_collator=counted)
-    seen = clock(trainer)
-    trainer.train()
-    spent, wall = (end - begin for begin, end in zip(seen[0], seen[-1], strict=True))
-    found = {"cpu_seconds": spent, "wall_seconds": wall, "steps": trainer.state.global_step, "tokens": counted.tokens, "real_tokens": counted.real}  # fmt: skip
-    print(json.dumps(found))
 
 
 # ---------------------------------------------------------------------- all of them
@@ -381,16 +311,12 @@ def main() -> None:
     )
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--work", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.work:
-        return work(asked.work)
     found = shared.load(asked.out, {"machine": "", "runs": {}})
     if not asked.table:
         found["machine"] = shared.machine()
         all_runs(found, asked)
     show(found)
-    return None
 
 
 def all_runs(found: dict[str, Any], asked: argparse.Namespace) -> None:

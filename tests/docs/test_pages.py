@@ -92,3 +92,15 @@ def test_a_picture_names_what_learns(site: Any) -> None:
     for slug, svg in drawn.items():
         assert "<title>" not in svg
         assert 'role="img"' in svg and "aria-label=" in svg, slug  # noqa: PT018
+
+
+def test_examples_of_docstrings_are_shown_as_python() -> None:
+    griffe = pytest.importorskip("griffe", reason="needs mkdocstrings, of the extra `docs`")
+    assert "docs/generate/examples.py" in (ROOT / "mkdocs.yml").read_text("utf-8")
+    module = griffe.load(
+        "tunekit.task", search_paths=[ROOT], docstring_parser="google",
+        extensions=griffe.load_extensions(PAGES / "generate" / "examples.py"),
+    )  # fmt: skip
+    parts = [section for section in module["Task"].docstring.parsed if section.kind.value == "examples"]
+    assert len(parts) == 1
+    assert ">>>" in parts[0].value[0][1]

@@ -6,21 +6,23 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from tunekit.advice_text import TIED, duration, headline, memory, method_text, question, rank, settings, trained
+from tunekit.notebook import marked
 
 if TYPE_CHECKING:
     from tunekit.advice import Advice, Entry
     from tunekit.finding import Finding
 
 _STYLE = """<style>
-.tunekit {font-family: system-ui, sans-serif; max-width: 60em; line-height: 1.4}
-.tunekit table {border-collapse: collapse; width: 100%}
-.tunekit th, .tunekit td {text-align: left; vertical-align: top; padding: .35em .7em; border-bottom: 1px solid #8886}
-.tunekit td, .tunekit th {white-space: nowrap}
-.tunekit td:nth-child(2) {white-space: normal; width: 100%}
-.tunekit small {opacity: .75; display: block}
-.tunekit .favours, .tunekit .disfavours {display: block; font-size: .9em}
-.tunekit .favours::before {content: "+ "}
-.tunekit .disfavours::before {content: "\\2212  "}
+.tunekit-advice {font-family: system-ui, sans-serif; max-width: 60em; overflow-x: auto; line-height: 1.4}
+.tunekit-advice table {border-collapse: collapse; width: 100%}
+.tunekit-advice th, .tunekit-advice td {text-align: left; vertical-align: top; padding: .35em .7em; border-bottom: 1px solid #8886}
+.tunekit-advice td, .tunekit-advice th {white-space: nowrap}
+.tunekit-advice td:nth-child(2) {white-space: normal; width: 100%}
+.tunekit-advice small {opacity: .75; display: block}
+.tunekit-advice .favours, .tunekit-advice .disfavours {display: block; font-size: .9em}
+.tunekit-advice .favours::before {content: "+ "}
+.tunekit-advice .disfavours::before {content: "\\2212  "}
+@media (max-width: 40em) {.tunekit-advice td, .tunekit-advice th {white-space: normal; padding: .3em}}
 </style>"""
 
 
@@ -32,7 +34,7 @@ def html(advice: Advice) -> str:
     """
     parts = [
         _STYLE,
-        '<div class="tunekit">',
+        '<div class="tunekit-advice">',
         f"<h3>{escape(headline(advice))}</h3>",
         f"<p>{escape(question(advice))}</p>",
         _table(advice) if advice.ranked else "<p><b>Nothing fits.</b></p>",
@@ -63,15 +65,15 @@ def _row(advice: Advice, index: int) -> str:
 
 def _reasons(entry: Entry) -> str:
     return "".join(
-        f'<span class="{f.severity}" title="{escape(f.why, quote=True)}">{escape(f.seen)}</span>'
+        f'<span class="{f.severity}" title="{escape(f.why, quote=True)}">{marked(f.seen)}</span>'
         for f in entry.moving[:3]
     )
 
 
 def _sentence(finding: Finding) -> str:
-    why = f": {escape(finding.why)}" if finding.why else ""
-    fix = f". {escape(finding.fix[0].upper() + finding.fix[1:])}" if finding.fix else ""
-    return f"{escape(finding.seen)}{why}{fix}"
+    why = f": {marked(finding.why)}" if finding.why else ""
+    fix = f". {marked(finding.fix[0].upper() + finding.fix[1:])}" if finding.fix else ""
+    return f"{marked(finding.seen)}{why}{fix}"
 
 
 def _list(title: str, items: list[str]) -> str:

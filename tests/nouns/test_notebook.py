@@ -53,6 +53,17 @@ def test_problems_are_a_table_and_print_one_a_line() -> None:
     assert text(Findings()) == "Nothing found"
 
 
+def test_the_advice_leaves_the_tables_of_others_as_they_are() -> None:
+    from tunekit import advice_html, notebook
+
+    assert ".tunekit " not in advice_html._STYLE, "one page holds both, and a style is for all of it"
+    assert "tunekit-advice" not in notebook._STYLE
+
+
+def test_names_between_backticks_are_code() -> None:
+    assert "set <code>r: 8</code>" in Findings((error("odd", "`r`", "low", "set `r: 8`"),))._repr_html_()
+
+
 def test_findings_are_a_tuple() -> None:
     assert Findings() == ()
     assert isinstance(PROBLEMS[0], Finding)

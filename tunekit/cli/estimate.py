@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from tunekit.cli.session import Answer, AsJson, Verbose, command, console_text
+from tunekit.notebook import gib, long_or_short
 
 
 @command
@@ -55,19 +56,19 @@ def _text(memory: Any, duration: Any, device: Any, saved: Any) -> str:
     table.add_column("part")
     table.add_column("GiB", justify="right")
     for part, size in sorted(memory.parts.items(), key=lambda item: -item[1]):
-        table.add_row(part, _gib(size))
-    table.add_row("sum of tensors", _gib(memory.allocated_bytes), style="bold")
-    table.add_row("reserved by the allocator", _gib(memory.reserved_bytes))
+        table.add_row(part, gib(size))
+    table.add_row("sum of tensors", gib(memory.allocated_bytes), style="bold")
+    table.add_row("reserved by the allocator", gib(memory.reserved_bytes))
     low, high = memory.interval
-    table.add_row("used on the device", f"{_gib(memory.device_bytes)}", style="bold")
+    table.add_row("used on the device", f"{gib(memory.device_bytes)}", style="bold")
     fits = "fits" if high <= device.memory_bytes else "does not surely fit"
     lines = [
-        f"between {_gib(low)} and {_gib(high)} GiB of {_gib(device.memory_bytes)} GiB: {fits}",
-        f"{duration.num_steps:,} steps of {duration.step_seconds:.3g} s: {_long(duration.total_seconds)}"
-        f" ({_long(duration.interval[0])} to {_long(duration.interval[1])})",
+        f"between {gib(low)} and {gib(high)} GiB of {gib(device.memory_bytes)} GiB: {fits}",
+        f"{duration.num_steps:,} steps of {duration.step_seconds:.3g} s: {long_or_short(duration.total_seconds)}"
+        f" ({long_or_short(duration.interval[0])} to {long_or_short(duration.interval[1])})",
         *(["what would save most:"] if saved else []),
         *(
-            f"- {' '.join(f'{k}={_word(v)}' for k, v in s.changes.items())} saves {_gib(s.saved_bytes)} GiB"
+            f"- {' '.join(f'{k}={_word(v)}' for k, v in s.changes.items())} saves {gib(s.saved_bytes)} GiB"
             for s in saved
         ),
         *(f"- {reason}" for reason in dict.fromkeys((*memory.reasons, *duration.reasons))),
@@ -77,14 +78,3 @@ def _text(memory: Any, duration: Any, device: Any, saved: Any) -> str:
 
 def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _gib(size_bytes: float) -> str:
-    return f"{size_bytes / 2**30:.2f}"
-
-
-def _long(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever reads best."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -243,6 +243,18 @@ def test_a_setting_is_explained_with_type_default_and_words() -> None:
     assert "must be given" in call("explain", "plan.model").stdout
 
 
+@pytest.mark.parametrize("width", [60, 100])
+def test_words_are_whole_at_every_width(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for topic in ("lora", "tokenizer-missing", "fits-memory", "qlora"):
+        told = as_json("explain", topic)
+        shown = call("explain", topic).stdout
+        long = [line for line in shown.splitlines() if len(line) > width]
+        assert all(">>>" in line or " " not in line.strip() for line in long), long
+        for words in (told["text"], told.get("reference", "")):
+            assert "".join(words.split()) in "".join(shown.split()), "nothing is lost"
+
+
 def test_a_well_known_name_is_explained_by_what_a_plan_writes() -> None:
     assert as_json("explain", "qlora")["plan"] == {"method": {"kind": "lora"}, "quantization": "nf4"}
     assert '"use_dora": true' in call("explain", "dora").stdout

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
+import textwrap
 from typing import Annotated, Any
 
 import typer
@@ -116,7 +118,7 @@ def _code(code: str) -> dict[str, Any]:
 
 
 def _text(data: dict[str, Any]) -> str:
-    lines = [data["topic"], "", data["text"] or "(no further words)"]
+    lines = [data["topic"], "", *_flowed(data["text"] or "(no further words)")]
     if "plan" in data:
         lines += ["", "in a plan", *(f"  {key}: {json.dumps(value)}" for key, value in data["plan"].items())]
     if "type" in data:
@@ -125,14 +127,39 @@ def _text(data: dict[str, Any]) -> str:
         lines += ["", "settings"]
     for name, setting in data.get("settings", {}).items():
         lines.append(f"  {name}: {setting['type']}{_default(setting)}")
-        lines += [f"      {line}" for line in setting["text"].splitlines()]
+        lines += _flowed(setting["text"], "      ")
     for place in data.get("places", []):
         lines += ["", f"{place['severity']} in {place['module']}"]
         lines += [f"  {part}: {place[part]}" for part in ("seen", "why", "fix") if place[part]]
     lines += [f"  says: {example['seen']}" for example in data.get("examples", [])]
     if data.get("reference"):
         lines += ["", f"source: {data['reference']}"]
-    return "\n".join(lines)
+    return "\n".join(piece for line in lines for piece in _cut(line))
+
+
+def _flowed(text: str, indent: str = "") -> list[str]:
+    """Lines of a docstring: what flows is one line a paragraph, what is set (lists, examples, sections) stays as it stands."""
+    lines: list[str] = []
+    for block in text.split("\n\n"):
+        told = block.splitlines()
+        if told[0] == "References:":
+            told = [told[0], "    " + " ".join(line.strip() for line in told[1:])]
+        is_set = any(line.startswith((" ", ">>>", "- ")) for line in told)
+        lines += ["", *(f"{indent}{line}" for line in (told if is_set else [" ".join(told)]))]
+    return lines[1:]
+
+
+def _cut(line: str) -> list[str]:
+    """A line cut at its words where it is wider than the terminal, or than 100 columns where there is none."""
+    body = line.lstrip()
+    indent = line[: len(line) - len(body)]
+    width = max(40, shutil.get_terminal_size((100, 24)).columns)
+    if not body or body.startswith((">>>", "...")):
+        return [line]
+    again = indent + ("  " if len(indent) == 2 else "")  # a word and what it says
+    return textwrap.wrap(
+        body, width, initial_indent=indent, subsequent_indent=again, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _default(setting: dict[str, Any]) -> str:

@@ -142,7 +142,7 @@ def _flowed(text: str, indent: str = "") -> list[str]:
     lines: list[str] = []
     for block in text.split("\n\n"):
         told = block.splitlines()
-        if told[0] == "References:":
+        if told[:1] == ["References:"]:
             told = [told[0], "    " + " ".join(line.strip() for line in told[1:])]
         is_set = any(line.startswith((" ", ">>>", "- ")) for line in told)
         lines += ["", *(f"{indent}{line}" for line in (told if is_set else [" ".join(told)]))]

@@ -10,7 +10,7 @@ them: what an adapter adds is then its own work alone. Every layer has its adapt
 three times as many steps in the same time. Time is the processor's, on one thread. Memory is what the forward pass keeps for the backward one,
 tensor by tensor, and the parameters with gradients and AdamW's two moments. The work is counted too, since it does not swing as seconds do:
 floating-point operations of the matrix products, and the bytes that all other operations write. Ratios are ours over theirs; up to 1.00 is the aim.
-Writes benchmarks/results/adapter_speed.json, one entry a shape.
+Writes benchmarks/results/adapter_speed.json, one entry a shape, after every pair of processes; a further call goes on to `--rounds`.
 """
 
 from __future__ import annotations
@@ -215,6 +215,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--again", action="store_true", help="forget what was measured before")
     parser.add_argument("--work", choices=("tunekit", "adapters"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.work:
@@ -222,17 +223,17 @@ def main() -> None:
     if not asked.other:
         print("skipped: needs --other, the Python of an environment with adapters 1.3 (see the top of this file)")
         return None
-    found: dict[str, list[Any]] = {"tunekit": [], "adapters": []}
-    for number in range(asked.rounds):
-        turns = [("tunekit", sys.executable), ("adapters", asked.other)]
-        for library, python in turns if number % 2 == 0 else turns[::-1]:
-            found[library].append(measured(python, library, asked))
-    print(report(found))
     shape = {n: getattr(asked, n) for n in ("layers", "width", "batch", "tokens", "steps", "threads")}
-    shape["processes"] = asked.rounds
-    told = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    told[f"{asked.layers} layers"] = {"shape": shape, "rounds": found}
-    RESULTS.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    key = ", ".join(f"{value} {name}" for name, value in shape.items())
+    told = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() and not asked.again else {}
+    found = told.setdefault(key, {"tunekit": [], "adapters": []})
+    for number in range(len(found["tunekit"]), asked.rounds):
+        turns = [("tunekit", sys.executable), ("adapters", asked.other)]
+        both = {name: measured(python, name, asked) for name, python in (turns if number % 2 == 0 else turns[::-1])}
+        for name, one in both.items():
+            found[name].append(one)
+        RESULTS.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        print(report(found), flush=True)
     return None
 
 

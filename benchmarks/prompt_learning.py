@@ -104,17 +104,22 @@ class Bench:
 
     def __init__(self, data: Path) -> None:
         self.data = data
-        self.done = list(csv.DictReader(RESULTS.open(encoding="utf-8"))) if RESULTS.is_file() else []
+        self.done = self.known()
+
+    def known(self) -> list[dict[str, str]]:
+        """What is measured so far, by this process or another."""
+        return list(csv.DictReader(RESULTS.open(encoding="utf-8"))) if RESULTS.is_file() else []
 
     def run(self, kind: str, dataset: str, what: str, seed: int, rate: float, measure: Any) -> None:
         key = {"model": kind, "dataset": dataset, "what": what, "seed": str(seed), "learning_rate": str(rate)}
+        self.done = self.known()
         if any(all(r[k] == v for k, v in key.items()) for r in self.done):
             return
         start = time.process_time()
         score = measure()
         row = {**key, "accuracy": f"{score:.4f}", "cpu_seconds": f"{time.process_time() - start:.0f}"}
         print(*row.values(), flush=True)
-        self.done.append(row)
+        self.done = [*self.known(), row]
         RESULTS.parent.mkdir(exist_ok=True)
         with RESULTS.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, FIELDS, lineterminator="\n")

@@ -5,7 +5,8 @@
 
 Stage one trains an adapter on each of sst2, trec and sick (kept in benchmarks/out/adapter_fusion, trained once). Stage two
 learns the target, 200 rows of 20 of banking77's intents, by full fine-tuning, LoRA, one new adapter, and a fusion of the
-three, each at its own recipe's rate with the same epochs, over several seeds; the rows are the same in all of them. Prints
+three, each at its own recipe's rate with the same epochs, over several seeds; the rows are the same in all of them. `fusion-own`
+fuses the three and the target's own new adapter, as the paper's fusions do, which takes both trainings. Prints
 the test accuracy, whichever wins, and how much the fusion listened to each adapter in each layer. Every run is written to
 benchmarks/results/adapter_fusion.json when it is done and not repeated; one that was cut off goes on from its last epochs,
 and several processes of this command share the runs out. `--split validation` scores on the validation rows, for choosing
@@ -27,6 +28,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +178,14 @@ def train_sources(asked: argparse.Namespace) -> None:
                     train_source(asked, name)
 
 
+def own_adapter(plan: Any, train: Any, test: Any, named: dict[str, Any]) -> tuple[Path, float]:
+    """The folder of a new adapter of the target, and the seconds that it took."""
+    work = OUT / f"own-{digest(named)}"
+    trainer, seconds = trained(plan.replace(seed=named["seed"]), train, test, named["epochs"], work)
+    trainer.model.save_pretrained(work / "own")
+    return work / "own", seconds
+
+
 def one_run(plan: Any, train: Any, test: Any, named: dict[str, Any]) -> None:
     """Stage two with one method and seed."""
     work = OUT / f"work-{digest(named)}"
@@ -183,7 +193,7 @@ def one_run(plan: Any, train: Any, test: Any, named: dict[str, Any]) -> None:
     accuracy = round(trainer.evaluate()["eval_accuracy"], 4)
     learnt = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     told = {**named, "accuracy": accuracy, "trainable": learnt, "cpu_seconds": round(seconds, 1)}
-    keep("runs", {**told, "shares": shares(trainer)} if named["method"] == "adapter-fusion" else told)
+    keep("runs", {**told, "shares": shares(trainer)} if "fusion" in named["method"] else told)
     shutil.rmtree(work)
     print(f"{named['method']} seed {named['seed']}: {accuracy:.3f} in {seconds:.0f} s", flush=True)
 
@@ -207,7 +217,7 @@ def table(shown: list[dict[str, Any]]) -> str:
         each = " ".join(f"{r['accuracy']:.3f}" for r in runs[m])
         seconds = statistics.fmean(r["cpu_seconds"] for r in runs[m])
         lines.append(f"{m:20}{mean[m]:10.3f}{each:>26}{runs[m][0]['trainable']:12,}{seconds:8.0f}")
-    listened = [r["shares"] for r in shown if "shares" in r]
+    listened = [r["shares"] for r in shown if r["method"] == "adapter-fusion"]
     if listened:
         lines += ["", f"{'fusion listens to':40}" + "".join(f"{n:>12}" for n in SOURCES)]
         for layer in listened[0]:
@@ -246,12 +256,16 @@ def main() -> None:
     shown = []
     for seed in range(1, asked.seeds + 1):
         for method in asked.methods:
-            plan = wanted[method].replace(learning_rate=rates.get(method, wanted[method].learning_rate))
+            plan = wanted["adapter-fusion" if method == "fusion-own" else method]
+            plan = plan.replace(learning_rate=rates.get(method, plan.learning_rate))
             sources = f"{asked.source_rows} rows, {asked.source_epochs:g} epochs"
             values = (TARGET, len(train), asked.epochs, sources, asked.split, method, seed, plan.learning_rate)
             named = dict(zip(SAME["runs"], values, strict=True))
             with claimed(f"run-{digest(named)}") as mine:
                 if mine and not found("runs", named):
+                    if method == "fusion-own":
+                        own, _ = own_adapter(wanted["bottleneck-adapter"], train, test, named)
+                        plan = plan.replace(method=replace(plan.method, adapters=(*plan.method.adapters, str(own))))
                     one_run(plan, train, test, named)
             shown += found("runs", named)
     print("\n" + table(shown))

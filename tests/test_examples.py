@@ -18,6 +18,7 @@ EXPECTED = {
     "advice_for_70b": r"== 2x8xH100\n.*rows a device\n.*GiB a device",
     "by_hand_and_through_tunekit": r"by hand +mean loss (\d\.\d{4})\nthrough a plan +mean loss \1\n",
     "lora_instructions": r"LoRA .*\n.*\nQLoRA .*",
+    "prefix_tuning_table_to_text": r"before: loss .*\ntrains .*\nafter: loss .* of 20 tables as wanted",
     "prompt_learning": r"no label seen: +accuracy .*\n.*fill in +accuracy .*\n.*new head +accuracy",
     "zero3": r"reopened in one process: Peft",
     "callbacks_in_your_trainer": r"plain Trainer: finished.*\nSFTTrainer: finished",

@@ -12,10 +12,11 @@ def _judge(q: Question) -> Finding | None:
     if q.memory is None or q.memory.interval[1] <= q.workload.hardware.memory_bytes:
         return None
     there, needed = q.workload.hardware.memory_bytes, q.memory.interval[1]
+    size = q.plan.per_device_train_batch_size
     return error(
         "fits-memory",
         f"needs {needed / GIB:.1f} GiB of {there / GIB:.1f} ({max(needed - there, GIB // 10) / GIB:.1f} missing)",
-        f"the peak is in {q.memory.moment}, already with {q.plan.per_device_train_batch_size} row a device",
+        f"the peak is in {q.memory.moment}, already with {size} row{'s' if size > 1 else ''} a device",
         "shorten `max_length`, take a method that trains less, or more memory",
         _SOURCE,
     )

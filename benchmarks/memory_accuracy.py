@@ -5,7 +5,8 @@
 The folder holds `peft_llama-3.2-3B.csv` (PEFT's method comparison) and `published.csv` (tables of documentation); without one
 the copy of the former in `tests/reference` is read. Every row is predicted from its settings alone; the one length that
 PEFT does not publish is fitted on LoRA r=32. accelerate's figure is that of `accelerate estimate-memory`, DeepSpeed's that
-of `estimate_zero2_model_states_mem_needs` on one GPU; neither asks for method, batch or length.
+of `estimate_zero2_model_states_mem_needs` on one GPU; neither asks for method, batch or length. PyTorch's MemTracker is run by
+`mem_tracker.py`, whose rows are read here.
 """
 
 # ruff: noqa: E402 (the rows are shared with the tests, whose folder has to be found first)
@@ -180,7 +181,15 @@ def _peft() -> Iterator[Row]:
         plan = peft_rows.plan(row, length)
         found = estimate_memory(plan, peft_rows.L40S, None, "peft-benchmark", facts)
         seconds = time.perf_counter() - at
-        yield Row("PEFT", row["experiment"], peft_rows.reserved(row), found.reserved_bytes, others, seconds)
+        said = {**others, **_mem_tracker(row["experiment"])}
+        yield Row("PEFT", row["experiment"], peft_rows.reserved(row), found.reserved_bytes, said, seconds)
+
+
+def _mem_tracker(experiment: str) -> dict[str, float]:
+    """What `mem_tracker.py` wrote of a run; nothing where it was not run, or failed."""
+    path = HERE / "results" / "mem_tracker.json"
+    said = json.loads(path.read_text()).get(experiment, {}) if path.exists() else {}
+    return {"MemTracker": said["bytes"]} if "bytes" in said else {}
 
 
 def _expressible(row: Mapping[str, str]) -> bool:

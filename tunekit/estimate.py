@@ -42,6 +42,8 @@ class MemoryEstimate:
     total_parameters: int = 0
     correction: float = 1.0
     """What the user's calibration multiplied by."""
+    reserved_moment: str = ""
+    """When the allocator holds most, as `step 3, backward`, where batches of the data's lengths were replayed in their order."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -41,6 +41,10 @@ class _Block:
 class CachingAllocator:
     """Replays allocations and frees by name and keeps the peaks.
 
+    Args:
+        capacity: Bytes at which the device is full: segments that hold nothing are given back then, before more is asked
+            for (`alloc_block` after `release_cached_blocks`). None: never full.
+
     Example:
         >>> a = CachingAllocator()
         >>> a.allocate(0, 100)
@@ -51,7 +55,8 @@ class CachingAllocator:
         (0, 2097152)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int | None = None) -> None:
+        self._capacity = capacity
         self.allocated = self.reserved = 0
         self.peak_allocated = self.peak_reserved = 0
         self._pools: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
@@ -92,6 +97,10 @@ class CachingAllocator:
     def __contains__(self, name: int) -> bool:
         return name in self._blocks
 
+    def names(self, start: int, end: int) -> list[int]:
+        """What is alive of the names from `start` to before `end`, ascending."""
+        return sorted(name for name in self._blocks if start <= name < end)
+
     def empty_cache(self) -> None:
         """Gives segments without any allocation back to the device."""
         for pool in self._pools.values():
@@ -108,6 +117,8 @@ class CachingAllocator:
             total = _LARGE_SEGMENT
         else:
             total = -(-size // _ROUND_LARGE) * _ROUND_LARGE
+        if self._capacity is not None and self.reserved + total > self._capacity:
+            self.empty_cache()
         self.reserved += total
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         address, self._end = self._end, self._end + total
@@ -158,7 +169,7 @@ def replay(allocator: CachingAllocator, timeline: Timeline, steps: int = 2, prel
         preloads: Whether the weights are loaded straight onto the device, into one block taken for all of them.
     """
     sizes, events, parts = timeline.sizes.tolist(), timeline.events.tolist(), timeline.parts.tolist()
-    start = _end_of_start(timeline)
+    start = end_of_start(timeline)
     states = [e for e in events[:start] if parts[e] == _OPTIMIZER]
     if preloads:
         allocator.preload(sum(sizes[e] for e in events[:start] if parts[e] == _WEIGHTS and sizes[e] > _SMALL))
@@ -199,6 +210,6 @@ def _stretches(timeline: Timeline, start: int) -> Iterator[tuple[str, int, int]]
             yield moment, at, end
 
 
-def _end_of_start(timeline: Timeline) -> int:
+def end_of_start(timeline: Timeline) -> int:
     """Index of the first event of the step itself."""
     return next((at for at, moment in timeline.moments if moment != "start"), len(timeline.events))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil, exp, log, sqrt
+from math import ceil
 
 import numpy as np
 
@@ -15,12 +15,11 @@ from tunekit.workload import DataFacts, ModelFacts
 _ASSUMED_LENGTH = 512
 """Tokens a row where neither plan, data nor model say anything."""
 _SHARE_STEP = 0.125
-_WINDOW = 80
+PEFT_WINDOW = 80
 """Rows that PEFT's benchmark sorts by length, longest first, before it cuts them into batches."""
-_PEFT_SHORTEST, _PEFT_TYPICAL, _PEFT_MEAN = 104, 228, 210
+PEFT_SHORTEST, _PEFT_TYPICAL, PEFT_MEAN = 104, 228, 210
 """Tokens of its shortest batches, its average batch (padded) and its average row, where no lengths are given: its data
 are always the same rows, of which it publishes the sum of tokens."""
-_PEFT_ROWS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,26 +94,11 @@ def _packed(plan: Plan, known: np.ndarray) -> Batches:
 
 def _peft_benchmark(plan: Plan, longest: int) -> Batches:
     """Its batches without lengths: `max_length` is the longest padded one."""
-    shape = Shape(batch=plan.per_device_train_batch_size, length=longest, previous_length=min(_PEFT_SHORTEST, longest))
+    shape = Shape(batch=plan.per_device_train_batch_size, length=longest, previous_length=min(PEFT_SHORTEST, longest))
     usual = min(_PEFT_TYPICAL, longest)
     return Batches(
-        longest=shape, typical=replace(shape, length=usual, previous_length=usual), mean_tokens=min(_PEFT_MEAN, longest)
+        longest=shape, typical=replace(shape, length=usual, previous_length=usual), mean_tokens=min(PEFT_MEAN, longest)
     )
-
-
-def before_evaluation(longest: Shape) -> Shape:
-    """The longest batch of the windows that PEFT's benchmark evaluates in, one in twenty-five.
-
-    Lengths are taken to be log-normal, with the known mean and longest.
-    """
-    from statistics import NormalDist
-
-    rank = NormalDist().inv_cdf
-    top, some = rank(1 - 0.6 / _PEFT_ROWS), rank(1 - 0.6 / (_PEFT_ROWS / 25))
-    gap = log(max(longest.length / _PEFT_MEAN, 1.0))
-    spread = top - sqrt(max(top**2 - 2 * gap, 0.0))
-    length = round(longest.length * exp(spread * (some - top)))
-    return replace(longest, length=max(1, length))
 
 
 def _cap(plan: Plan, model: ModelFacts) -> int | None:
@@ -149,14 +133,14 @@ def expected_longest(lengths: np.ndarray, rows: int, loop: Loop | None = None, s
     if loop is None:
         shares = (np.arange(n + 1) / n) ** rows
         return float((np.diff(shares) * lengths).sum())
-    window = _WINDOW if loop == "peft-benchmark" else max(1, min(n // (4 * step_rows), 50)) * step_rows
+    window = PEFT_WINDOW if loop == "peft-benchmark" else max(1, min(n // (4 * step_rows), 50)) * step_rows
     ranks = 1 - (np.arange(0, window, rows) + 0.5) / window
     return float(np.quantile(lengths, ranks).mean())
 
 
 def _previous(known: np.ndarray | None, longest: int) -> int:
     """The padded length of the batch before the longest one in PEFT's benchmark: the shortest of a sorted window."""
-    return int(np.quantile(known, 4 / _WINDOW)) if known is not None else longest
+    return int(np.quantile(known, 4 / PEFT_WINDOW)) if known is not None else longest
 
 
 def _near(length: float) -> int:

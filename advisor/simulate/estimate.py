@@ -48,7 +48,7 @@ def simulate(workload: Workload, plan: Plan, loop: Loop = "trainer") -> tuple[Me
         plan: How it is trained.
         loop: `trainer`, or `peft-benchmark` for PEFT's published runs.
     """
-    memory = estimate_memory(plan, workload.hardware, workload.data, loop, workload.model)
+    memory = estimate_memory(plan, workload.hardware, workload.data, loop, workload.model, replays=False)
     return memory, estimate_time(plan, workload.hardware, workload.data, workload.model, loop)
 
 
@@ -58,6 +58,7 @@ def estimate_memory(
     data: DataFacts | None = None,
     loop: Loop = "trainer",
     model: ModelFacts | None = None,
+    replays: bool = True,
 ) -> MemoryEstimate:
     """Peak memory of one device under a plan, from one training step traced on weightless tensors.
 
@@ -67,6 +68,8 @@ def estimate_memory(
         data: None: every row is `max_length` long.
         loop: `trainer`, or `peft-benchmark`.
         model: None: read from the plan's `model`.
+        replays: Whether batches as long as the data has them are replayed one after the other, so that what is reserved is
+            what the whole run reserves; without, it is what its longest batches do.
     """
     from tunekit.advisor.simulate.batches import batches
     from tunekit.advisor.simulate.coarse import coarse_memory
@@ -74,7 +77,7 @@ def estimate_memory(
     model = model or _facts(plan)
     shapes = batches(plan, model, data, loop)
     try:
-        return _traced_memory(plan, hardware, data, loop, model, shapes.longest)
+        return _traced_memory(plan, hardware, data, loop, model, shapes.longest, replays)
     except Exception as e:  # whatever a model's code may raise on tensors without values
         return coarse_memory(plan, hardware, model, shapes.longest, device_bytes, _COARSE_SPREAD, _short(e))
 
@@ -173,10 +176,9 @@ def _held_in(
 
 
 def _traced_memory(
-    plan: Plan, hardware: Hardware, data: DataFacts | None, loop: Loop, model: ModelFacts, shape: Shape
+    plan: Plan, hardware: Hardware, data: DataFacts | None, loop: Loop, model: ModelFacts, shape: Shape, replays: bool
 ) -> MemoryEstimate:
-    from tunekit.advisor.simulate.batches import before_evaluation
-    from tunekit.advisor.simulate.generation import answered
+    from tunekit.advisor.simulate.whole_run import replayed
 
     held = _held(plan, hardware, data, loop, model, shape)
     recorded, share, top, allocated = held.recorded, held.share, held.top, held.allocated_bytes
@@ -188,18 +190,26 @@ def _traced_memory(
     if held.trained is not None and cuda:
         reserved = max(reserved, _reserved(held.trained.share.timeline, held.trained.fixed, plan, loop))
     if loop == "peft-benchmark":
-        evaluated = _recorded(plan, hardware, data, "peft-evaluation", model, before_evaluation(shape))
-        answers = _reserved(answered(evaluated.timeline, plan), held.fixed, plan, loop)
-        reserved, moment = max((reserved, moment), (answers, "evaluation"))
-    device = device_bytes(hardware, reserved)
+        reserved, moment = max((reserved, moment), (_answering(plan, hardware, data, model, shape, held), "evaluation"))
     low, high = spread(hardware, shape)
+    needed = device_bytes(hardware, reserved)
+    run = None
+    if replays and cuda and loop == "trainer":
+        trained = held.trained or held
+        run = replayed(
+            plan, data, shape, lambda s: _held_in(loop, plan, hardware, data, model, s).share.timeline, _pieces(trained.fixed),
+            hardware.memory_bytes - device_bytes(hardware, 0), held.share.timeline if held.trained else None,
+        )  # fmt: skip
+    reserved = max(reserved, run.allocator.peak_reserved) if run else reserved
+    device = device_bytes(hardware, reserved)
     found = MemoryEstimate(
         parts={**top.parts, **held.fixed},
         allocated_bytes=allocated,
         reserved_bytes=reserved,
         device_bytes=device,
-        interval=(int(device * low), int(device * high)),
+        interval=(int(needed * low), max(device, int(needed * high))),
         moment=moment,
+        reserved_moment=run.reserved_at if run else "",
         reasons=(
             *recorded.assumed,
             *share.reasons,
@@ -212,6 +222,20 @@ def _traced_memory(
         total_parameters=recorded.total_parameters,
     )
     return corrected_memory(found, hardware)
+
+
+def _answering(
+    plan: Plan, hardware: Hardware, data: DataFacts | None, model: ModelFacts, shape: Shape, held: _Held
+) -> int:
+    """What PEFT's benchmark reserves while it generates answers; 0 where a model cannot be traced doing so."""
+    from tunekit.advisor.simulate.peft_runs import answering, evaluated
+
+    shape = evaluated(shape)
+    try:
+        recorded = _recorded(plan, hardware, data, "peft-evaluation", model, shape)
+        return answering(recorded.timeline, shape, _pieces(held.fixed))
+    except Exception:  # a model that answers otherwise than it trains: the steps decide
+        return 0
 
 
 def _recorded(
@@ -259,12 +283,16 @@ def _reserved(timeline: Any, fixed: Mapping[str, int], plan: Plan, loop: Loop) -
     from tunekit.advisor.simulate.allocator import CachingAllocator, replay
 
     allocator = CachingAllocator()
-    pieces = [n for part, size in fixed.items() for n in ((size // 2, size // 2) if part == "workspace" else (size,))]
-    for name, size in enumerate(pieces, start=1):
+    for name, size in enumerate(_pieces(fixed), start=1):
         allocator.allocate(-name, size)
     benchmark = loop == "peft-benchmark"
     replay(allocator, timeline, steps=1 if benchmark else 2, preloads=benchmark or plan.quantization is not None)
     return allocator.peak_reserved
+
+
+def _pieces(fixed: Mapping[str, int]) -> list[int]:
+    """The allocations that make up what lives beside the timeline."""
+    return [n for part, size in fixed.items() for n in ((size // 2, size // 2) if part == "workspace" else (size,))]
 
 
 def _whole_base_bytes(recorded: Recorded, plan: Plan) -> int:

@@ -7,68 +7,73 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunekit.advisor.simulate.trace import PARTS
+from tunekit.advisor.simulate.trace import GENERATION, NEXT_TOKEN
 
 if TYPE_CHECKING:
     from tunekit.advisor.simulate.depth import Timeline
-    from tunekit.plan import Plan
 
-GENERATION = "generation"
-"""The moment at which a record has made the first pass and goes on to generate."""
 EVALUATED_ROWS, EVALUATED_TOKENS = 50, 160
 """Rows of a batch of PEFT's evaluation (`batch_size_eval`) and about the tokens of the longest question in one."""
 ANSWER_TOKENS = 300
 """What it generates at most (`max_new_tokens` of its `generation_kwargs`); of 50 rows one always goes on to the end."""
-_CACHE = PARTS.index("cache")
+_LARGE = 2**20
+"""Smaller blocks come from a pool of their own, which they leave as they found it."""
 
 
-def generated(timeline: Timeline, length: int, tokens: int) -> Timeline:
-    """The timeline with the passes after the first one put in where it says `generation`.
+def generated(timeline: Timeline, tokens: int = ANSWER_TOKENS) -> Timeline:
+    """The timeline with the passes put in that follow the two recorded ones, each as the last one with a token more.
 
-    At each pass every block makes keys and values that are one token longer and drops those it had
-    (`DynamicLayer.update` in transformers' cache_utils.py joins them by `torch.cat`).
+    What a pass takes is a straight line in the length that the cache holds. `DynamicLayer.update` in transformers'
+    cache_utils.py joins the keys and values of a block with those of the new token by `torch.cat`: both are alive then.
 
     Args:
         timeline: Of a step with an evaluation after it.
-        length: Tokens that the cache holds after the first pass, virtual ones included.
-        tokens: That are generated.
+        tokens: That are generated in all.
     """
-    at = next((start for start, moment in timeline.moments if moment == GENERATION), None)
-    if at is None:
+    bounds = _bounds(timeline)
+    if bounds is None:
         return timeline
-    alive = _alive(timeline.events[:at])
-    held = alive[timeline.parts[alive] == _CACHE]
-    if not len(held):
+    first, second = (timeline.events[a:b] for a, b in bounds)
+    born = [e[e >= 0] for e in (first, second)]
+    if len(born[0]) != len(born[1]):
         return timeline
-    first, count = len(timeline.sizes), len(held)
-    per_token = timeline.sizes[held] / length
-    grown = np.concatenate([np.ceil(per_token * (length + k)) for k in range(1, tokens + 1)]).astype(np.int64)
-    born = np.arange(first, first + len(grown), dtype=np.int64)
-    dropped = np.concatenate([held, born])[: len(born)]
-    passes = np.empty(2 * len(born), dtype=np.int64)
-    passes[0::2], passes[1::2] = born, ~dropped
-    last = born[-count:]
-    rest = timeline.events[at:]
-    rest = np.concatenate([~last, rest[~np.isin(rest, ~held)]])
-    moved = len(passes)
+    at = bounds[1][1]
+    growth = timeline.sizes[born[1]] - timeline.sizes[born[0]]
+    ordinal = {int(n): k for k, n in enumerate(born[1])} | {int(n): k - len(born[1]) for k, n in enumerate(born[0])}
+    places = np.array([ordinal.get(int(e) if e >= 0 else int(~e), _ELSEWHERE) for e in second], dtype=np.int64)
+    big = timeline.sizes[born[1]] + growth * tokens > _LARGE
+    kept = (places != _ELSEWHERE) & big[places * (places != _ELSEWHERE)]
+    signs, places = second[kept] >= 0, places[kept]
+    count, start = len(born[1]), len(timeline.sizes)
+    numbers = start + count * np.arange(tokens - 2)[:, None] + places[None, :]
+    if tokens > 2:  # the first pass that is put in frees what the second recorded one made
+        before = places < 0
+        numbers[0, before] = born[1][places[before]]
+    passes = np.where(signs[None, :], numbers, ~numbers).reshape(-1)
+    sizes = timeline.sizes[born[1]][None, :] + growth[None, :] * np.arange(1, tokens - 1)[:, None]
+    rest = _renamed(timeline.events[at:], born[1], start + count * (tokens - 3), big)
     return replace(
         timeline,
         events=np.concatenate([timeline.events[:at], passes, rest]),
-        sizes=np.concatenate([timeline.sizes, grown]),
-        parts=np.concatenate([timeline.parts, np.full(len(grown), _CACHE)]),
-        moments=tuple((start if start <= at else start + moved + count, moment) for start, moment in timeline.moments),
+        sizes=np.concatenate([timeline.sizes, sizes.reshape(-1)]),
+        parts=np.concatenate([timeline.parts, np.tile(timeline.parts[born[1]], tokens - 2)]),
+        moments=tuple((a if a < at else a + len(passes), moment) for a, moment in timeline.moments),
     )
 
 
-def answered(timeline: Timeline, plan: Plan) -> Timeline:
-    """The record of PEFT's evaluation with all the passes that its longest answers take."""
-    prompt = getattr(plan.method, "config", None) or {
-        "num_virtual_tokens": getattr(plan.method, "num_virtual_tokens", 0)
-    }
-    return generated(timeline, EVALUATED_TOKENS + int(prompt.get("num_virtual_tokens") or 0), ANSWER_TOKENS)
+_ELSEWHERE = 2**40
 
 
-def _alive(events: np.ndarray) -> np.ndarray:
-    """Numbers of what was born and not freed, in the order of birth."""
-    born = events[events >= 0]
-    return born[~np.isin(born, ~events[events < 0])]
+def _bounds(timeline: Timeline) -> list[tuple[int, int]] | None:
+    """Where the events of the two recorded passes begin and end."""
+    starts = [a for a, _ in timeline.moments] + [len(timeline.events)]
+    names = [moment for _, moment in timeline.moments]
+    if GENERATION not in names or NEXT_TOKEN not in names:
+        return None
+    return [(starts[i], starts[i + 1]) for i in (names.index(GENERATION), names.index(NEXT_TOKEN))]
+
+
+def _renamed(events: np.ndarray, last: np.ndarray, start: int, big: np.ndarray) -> np.ndarray:
+    """Events after the recorded passes: what they free of the second one is what the last one left."""
+    names = {int(n): start + k for k, n in enumerate(last) if big[k]}
+    return np.array([~names.get(int(~e), int(~e)) if e < 0 else e for e in events], dtype=np.int64)

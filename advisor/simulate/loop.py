@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from tunekit.advisor.simulate.generation import EVALUATED_ROWS, EVALUATED_TOKENS, GENERATION
 from tunekit.advisor.simulate.kernels import Attention
 from tunekit.advisor.simulate.optimizers import make, rank_importance, warm_up
 from tunekit.advisor.simulate.trace import EVALUATION, Block, Recorder, Trace
@@ -146,7 +145,7 @@ def record_step(
         for module in objective.beside(model) if objective is not None else ():
             recorder.own([*module.parameters(), *module.buffers()], "weights")
         handles = recorder.watch(stacks, head)
-        run = _LOOPS[step.loop]
+        run = _described(step.loop)
         try:
             with Attention(step.device) if weightless else contextlib.nullcontext():
                 run(recorder, model, stacks, task, shape, step, objective, optimizer, device)
@@ -299,7 +298,7 @@ def _trainer(
         loss, outputs = _forward(recorder, model, batch, step, objective)
         SUPERVISED.reset(token)
         del outputs
-        _backward_and_update(recorder, model, stacks, step, optimizer, loss)
+        backward_and_update(recorder, model, stacks, step, optimizer, loss)
         recorder.moment = "end"
         model.zero_grad()
 
@@ -330,78 +329,7 @@ def _trainer_evaluation(
     model.train()
 
 
-def _peft_benchmark(
-    recorder: Recorder,
-    model: nn.Module,
-    stacks: Any,
-    task: Task,
-    shape: Shape,
-    step: Step,
-    objective: Objective | None,
-    optimizer: Any,
-    device: str,
-) -> None:
-    """PEFT's `method_comparison/MetaMathQA/run.py`: the last outputs live until new ones exist, gradients until then too.
-
-    The key-value cache is not turned off there, and `zero_grad` comes before the forward pass. A window's last and shortest
-    batch comes first: between it and the next window's longest one the allocator's cache is emptied.
-    """
-    with recorder:
-        _peft_steps(recorder, model, stacks, task, shape, step, optimizer, device)
-
-
-def _peft_steps(
-    recorder: Recorder, model: nn.Module, stacks: Any, task: Task, shape: Shape, step: Step, optimizer: Any, device: str
-) -> Any:
-    """The two steps; returns what is still alive after them."""
-    before = Shape(batch=shape.batch, length=shape.previous_length or shape.length, padded=shape.padded)
-    for taken, moment in ((before, "start"), (shape, BETWEEN)):
-        recorder.counts_ops, recorder.moment = taken is shape, moment
-        batch = make_batch(task, model, taken, device)
-        recorder.own(batch.values(), "activations")
-        model.zero_grad()
-        recorder.moment = "forward"
-        outputs = model(**batch)
-        loss = outputs.loss
-        _backward_and_update(recorder, model, stacks, step, optimizer, loss)
-        recorder.mark([t for t in outputs.values() if isinstance(t, torch.Tensor)], "logits")
-        recorder.mark(_cache_tensors(outputs), "activations")
-        recorder.moment = "end"
-    return batch, outputs, loss
-
-
-def _peft_evaluation(
-    recorder: Recorder,
-    model: nn.Module,
-    stacks: Any,
-    task: Task,
-    shape: Shape,
-    step: Step,
-    objective: Objective | None,
-    optimizer: Any,
-    device: str,
-) -> None:
-    """As `_peft_benchmark`, and then the first pass of generating answers: the outputs of the step are still alive.
-
-    Its keys and values live on and grow by a token at each pass that follows (see `generation`).
-    """
-    with recorder:
-        held = _peft_steps(recorder, model, stacks, task, shape, step, optimizer, device)
-        model.eval()
-        recorder.counts_ops = False
-        recorder.turn(EVALUATION)
-        batch = make_batch(task, model, Shape(batch=EVALUATED_ROWS, length=EVALUATED_TOKENS), device)
-        recorder.own(batch.values(), "activations")
-        with torch.no_grad():
-            answers = model(**{k: v for k, v in batch.items() if k != "labels"}, logits_to_keep=1)
-        cache = _cache_tensors(answers)
-        recorder.mark(cache, "cache")
-        del answers
-        recorder.turn(GENERATION)
-        del cache, held
-
-
-def _backward_and_update(
+def backward_and_update(
     recorder: Recorder, model: nn.Module, stacks: Any, step: Step, optimizer: Any, loss: torch.Tensor
 ) -> None:
     recorder.moment = "backward"
@@ -421,15 +349,12 @@ def _backward_and_update(
     rank_importance(model)
 
 
-_LOOPS = {
-    "trainer": _trainer,
-    "trainer-evaluation": _trainer_evaluation,
-    "peft-benchmark": _peft_benchmark,
-    "peft-evaluation": _peft_evaluation,
-}
+def _described(loop: Loop) -> Callable[..., None]:
+    from tunekit.advisor.simulate.peft_loop import peft_benchmark, peft_evaluation
 
-
-def _cache_tensors(outputs: Any) -> list[torch.Tensor]:
-    """Tensors of the key-value cache that a model returned."""
-    layers = getattr(outputs.get("past_key_values"), "layers", None) or []
-    return [t for layer in layers for t in vars(layer).values() if isinstance(t, torch.Tensor)]
+    return {
+        "trainer": _trainer,
+        "trainer-evaluation": _trainer_evaluation,
+        "peft-benchmark": peft_benchmark,
+        "peft-evaluation": peft_evaluation,
+    }[loop]

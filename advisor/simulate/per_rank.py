@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,11 +53,18 @@ def per_rank(recorded: Recorded, plan: Plan) -> PerRank:
         factors[i] = 0.0 if part in gone else 1 / ranks if part in divided else 1.0
     if zero_half(plan):
         factors[PARTS.index("optimizer")] *= 2  # recorded for 16-bit parameters, kept in 32 bits
-    timeline = _scaled(recorded.timeline, factors)
+    by_storage = factors[recorded.timeline.parts]
+    # what the update takes beside its states is as large as what it updates: a rank's share, on the host where that lies there
+    by_storage[_made_in_update(recorded.timeline)] = factors[PARTS.index("optimizer")]
+    timeline = _scaled(recorded.timeline, by_storage)
     fixed, reasons = _communication(recorded, plan)
     if zero_stage(plan) and not plan.offload:
         fixed["optimizer copies"] = -(-4 * recorded.trainable_parameters // ranks)
-        reasons = (*reasons, "DeepSpeed keeps a 32-bit copy of what learns, divided by the ranks")
+        timeline = _with_flat_gradient(timeline, fixed["optimizer copies"])
+        reasons = (
+            *reasons,
+            "DeepSpeed keeps a 32-bit copy of what learns, divided by the ranks, and one of its gradient in the update",
+        )
     shared = ", ".join(p for p in PARTS if p in divided)
     reasons = (
         *reasons,
@@ -109,8 +117,40 @@ def _saving(recorded: Recorded, plan: Plan) -> tuple[str, ...]:
     return (f"saving takes {size / 2**30:.1f} GiB of the first rank's host memory",) if size else ()
 
 
-def _scaled(timeline: Timeline, factors: np.ndarray) -> Timeline:
-    return replace(timeline, sizes=np.ceil(timeline.sizes * factors[timeline.parts]).astype(np.int64))
+def _scaled(timeline: Timeline, by_storage: np.ndarray) -> Timeline:
+    return replace(timeline, sizes=np.ceil(timeline.sizes * by_storage).astype(np.int64))
+
+
+def _update(timeline: Timeline) -> tuple[int, int] | None:
+    """Where the events of the optimizer's update begin and end."""
+    starts = [*timeline.moments, (len(timeline.events), "")]
+    spans = [(a, b) for (a, moment), (b, _) in pairwise(starts) if moment == "optimizer"]
+    return spans[-1] if spans else None
+
+
+def _made_in_update(timeline: Timeline) -> np.ndarray:
+    """Storages that are born in the update."""
+    begin, end = _update(timeline) or (0, 0)
+    events = timeline.events[begin:end]
+    born: np.ndarray = events[events >= 0]
+    return born
+
+
+def _with_flat_gradient(timeline: Timeline, num_bytes: int) -> Timeline:
+    """The timeline with a rank's gradient once more while the optimizer works: DeepSpeed lays it flat in 32 bits beside the parts it
+    was summed up in (`_prepare_fp32_grad_for_sub_group` in stage3.py, `single_grad_partition` in stage_1_and_2.py)."""
+    span = _update(timeline)
+    if span is None or not num_bytes:
+        return timeline
+    (begin, end), name = span, len(timeline.sizes)
+    events = timeline.events
+    return replace(
+        timeline,
+        events=np.concatenate([events[:begin], [name], events[begin:end], [~name], events[end:]]),
+        sizes=np.append(timeline.sizes, num_bytes),
+        parts=np.append(timeline.parts, PARTS.index("gradients")),
+        moments=tuple((a + (a > begin) + (a >= end), moment) for a, moment in timeline.moments),
+    )
 
 
 def _communication(recorded: Recorded, plan: Plan) -> tuple[dict[str, int], tuple[str, ...]]:

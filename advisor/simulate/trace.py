@@ -40,6 +40,9 @@ PARTS = (
 
 EVALUATION = "evaluation"
 """The moment of a forward pass of which nothing is kept."""
+GENERATION, NEXT_TOKEN = "generation", "next token"
+"""The moments of two passes after it, each for one more token."""
+_WITHOUT_GRADIENT = (EVALUATION, GENERATION, NEXT_TOKEN)
 
 _NO_SEQUENCE = 2**63
 
@@ -144,14 +147,14 @@ class Recorder(TorchDispatchMode):
 
     def begin_loss(self) -> None:
         """From here on the forward pass makes logits and the loss."""
-        self._in_loss = self.moment == EVALUATION
+        self._in_loss = self.moment in _WITHOUT_GRADIENT
         if self.moment == "forward":
             self.moment = "loss"
             self._loss_from = torch.autograd._get_sequence_nr()
 
     def turn(self, moment: str) -> None:
         """Another moment begins, also where nothing but frees happens in it."""
-        self.moment = moment
+        self.moment, self._block, self._in_loss = moment, None, False
         self._enter_segment(None)
 
     def add_cost(self, cost: Cost) -> None:
@@ -169,13 +172,13 @@ class Recorder(TorchDispatchMode):
     def _enter(self, block: Block | None) -> None:
         self._bounds.append(torch.autograd._get_sequence_nr())
         self._bound_blocks.append(block)
-        if self.moment in ("forward", EVALUATION):
+        if self.moment == "forward" or self.moment in _WITHOUT_GRADIENT:
             self._block = block
 
     def _locate(self) -> Block | None:
         """The block whose forward or backward runs now; between nodes of the backward pass, the last one's."""
         if self.moment != "backward":
-            return self._block if self.moment in ("forward", "loss", EVALUATION) else None
+            return self._block if self.moment in ("forward", "loss", *_WITHOUT_GRADIENT) else None
         node = torch._C._current_autograd_node()
         sequence = node._sequence_nr() if node is not None else _NO_SEQUENCE
         if sequence >= _NO_SEQUENCE:
@@ -218,7 +221,7 @@ class Recorder(TorchDispatchMode):
         self._sizes.append(size)
         self._births.append((len(self._segments) - 1, segment.births))
         self._born_in.append(self.moment)
-        if self.moment == "loss" or (self.moment in ("backward", EVALUATION) and self._in_loss):
+        if self.moment == "loss" or (self.moment in ("backward", *_WITHOUT_GRADIENT) and self._in_loss):
             self._loss.add(number)
         segment.births += 1
         segment.events.append(number)

@@ -11,7 +11,7 @@ from simulated import SHAPE, peak_bytes, recorded, step
 
 import zoo
 from tunekit.advisor.observe.model import model_facts
-from tunekit.advisor.simulate import estimate_memory
+from tunekit.advisor.simulate import estimate_memory, generation
 from tunekit.advisor.simulate.depth import Stack
 from tunekit.advisor.simulate.extension import extend
 from tunekit.advisor.simulate.generation import generated
@@ -94,16 +94,18 @@ def test_fewer_rows_in_the_evaluation_are_named_as_a_saving() -> None:
     assert dict(found[0].changes) == {"per_device_eval_batch_size": 2}
 
 
-def test_keys_and_values_grow_by_a_token_at_each_pass() -> None:
+def test_keys_and_values_grow_by_a_token_at_each_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "_LARGE", 0)
     trace = recorded("llama", "causal-lm", Lora(r=4), weightless=True, loop="peft-evaluation")
     whole = Stack(name="model.layers", kept=(0, 1), templates=(0, 1))
     first = extend(trace, [whole])
-    longer = generated(first, 160, 10)
+    second, longer = generated(first, 2), generated(first, 12)
     alive = np.cumsum(_change(longer))
     assert alive.min() >= 0
-    start = next(at for at, moment in longer.moments if moment == "generation")
-    one_pass = 2 * 2  # keys and values of two blocks
-    assert alive[start + 2 * one_pass * 10 - 1] - alive[start - 1] == 10 * 2 * 2 * 50 * 16 * 4, "ten tokens in 32 bits"
+    per_token = 2 * 2 * 50 * 16 * 4  # keys and values of two blocks, 50 rows, 16 numbers in 32 bits
+    end, ended = (next(at for at, moment in t.moments if moment == "end") for t in (second, longer))
+    grown = alive[ended - 1] - np.cumsum(_change(second))[end - 1]
+    assert grown == 10 * per_token
     assert alive[-1] == np.cumsum(_change(first))[-1], "all of it is freed"
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import zoo
 from tunekit.advisor.observe.model import model_facts
 from tunekit.advisor.simulate import estimate_memory
+from tunekit.advisor.simulate.estimate import _held_in
+from tunekit.advisor.simulate.loop import Shape
+from tunekit.advisor.simulate.per_rank import PerRank
 from tunekit.estimate import MemoryEstimate
 from tunekit.methods.full import Full
 from tunekit.methods.lora import Lora
@@ -112,3 +117,45 @@ def test_a_divided_quantised_base_is_held_whole_while_it_is_loaded() -> None:
     assert divided.reserved_bytes >= at_peak(copied, "weights")
     assert any("before it is divided" in reason for reason in divided.reasons)
     assert not any("before it is divided" in reason for reason in copied.reasons)
+
+
+def update(sharding: str | None, ranks: int = 4, **changes: Any) -> PerRank:
+    """A rank's share of a step whose update goes over lists, with a temporary as large as what it updates."""
+    plain: dict[str, Any] = {
+        "model": "x", "task": "causal-lm", "method": Full(), "max_length": 32, "per_device_train_batch_size": 1, "max_steps": 10,
+        "sharding": sharding, "num_processes": ranks if sharding else 1, "optim": "adamw_torch",
+    }  # fmt: skip
+    plan = Plan(**{**plain, **changes})
+    shape = Shape(batch=1, length=32, padded=False)
+    return _held_in("trainer", plan, CARDS, None, wide(), shape).share
+
+
+def most_in_update(share: PerRank) -> int:
+    """Bytes that the update takes at most beyond what was alive before it."""
+    events, sizes = share.timeline.events, share.timeline.sizes
+    names = np.where(events >= 0, events, ~events)
+    alive = np.cumsum(np.where(events >= 0, sizes[names], -sizes[names]))
+    begin = next(a for a, moment in share.timeline.moments if moment == "optimizer")
+    return int(alive[begin:].max() - alive[begin - 1])
+
+
+@pytest.mark.parametrize("sharding", ["zero1", "zero2", "zero3", "fsdp"])
+def test_the_temporaries_of_the_update_are_divided(sharding: str) -> None:
+    few, many = (most_in_update(update(sharding, ranks)) for ranks in (2, 8))
+    assert many == pytest.approx(few / 4, rel=0.05)
+    assert most_in_update(update("ddp")) == pytest.approx(most_in_update(update(None)), rel=0.01)
+
+
+def test_deepspeed_lays_the_gradient_flat_in_the_update() -> None:
+    plain, deepspeed = (most_in_update(update(s, optim="adamw_torch_fused")) for s in ("fsdp", "zero3"))
+    parameters = found(None).trainable_parameters
+    assert deepspeed - plain == pytest.approx(4 * parameters / 4, rel=0.01)
+
+
+def test_an_update_on_the_host_takes_nothing_of_the_device() -> None:
+    assert most_in_update(update("zero3", offload="optimizer")) == 0
+
+
+def test_states_on_a_disk_are_divided_as_those_in_memory(tmp_path: Path) -> None:
+    memory, disk = (found("zero3", 8, offload="optimizer", offload_to=to) for to in ("cpu", str(tmp_path)))
+    assert memory.allocated_bytes == disk.allocated_bytes

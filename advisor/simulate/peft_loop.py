@@ -1,0 +1,111 @@
+"""PEFT's own benchmark as a loop (`method_comparison/MetaMathQA/run.py`): its steps, and its evaluations by generation."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunekit.advisor.simulate.generation import EVALUATED_ROWS, EVALUATED_TOKENS
+from tunekit.advisor.simulate.loop import BETWEEN, Shape, Step, backward_and_update, make_batch
+from tunekit.advisor.simulate.trace import EVALUATION, GENERATION, NEXT_TOKEN, Recorder
+from tunekit.contracts import Objective
+from tunekit.task import Task
+
+
+def peft_benchmark(
+    recorder: Recorder,
+    model: nn.Module,
+    stacks: Any,
+    task: Task,
+    shape: Shape,
+    step: Step,
+    objective: Objective | None,
+    optimizer: Any,
+    device: str,
+) -> None:
+    """Two steps: the last outputs live until new ones exist, gradients until then too.
+
+    The key-value cache is not turned off there, and `zero_grad` comes before the forward pass. A window's last and shortest
+    batch comes first: between it and the next window's longest one the allocator's cache is emptied.
+    """
+    with recorder:
+        _steps(recorder, model, stacks, task, shape, step, optimizer, device)
+
+
+def _steps(
+    recorder: Recorder, model: nn.Module, stacks: Any, task: Task, shape: Shape, step: Step, optimizer: Any, device: str
+) -> Any:
+    """The two steps; returns what is still alive after them."""
+    before = Shape(batch=shape.batch, length=shape.previous_length or shape.length, padded=shape.padded)
+    for taken, moment in ((before, "start"), (shape, BETWEEN)):
+        recorder.counts_ops, recorder.moment = taken is shape, moment
+        batch = make_batch(task, model, taken, device)
+        recorder.own(batch.values(), "activations")
+        model.zero_grad()
+        recorder.moment = "forward"
+        outputs = model(**batch)
+        loss = outputs.loss
+        backward_and_update(recorder, model, stacks, step, optimizer, loss)
+        recorder.mark([t for t in outputs.values() if isinstance(t, torch.Tensor)], "logits")
+        recorder.mark(_cache_tensors(outputs), "activations")
+        recorder.moment = "end"
+    return batch, outputs, loss
+
+
+def peft_evaluation(
+    recorder: Recorder,
+    model: nn.Module,
+    stacks: Any,
+    task: Task,
+    shape: Shape,
+    step: Step,
+    objective: Objective | None,
+    optimizer: Any,
+    device: str,
+) -> None:
+    """As `peft_benchmark`, and then the first passes of generating answers: the outputs of the step are still alive.
+
+    Keys and values live on and grow by a token at each pass; the passes that follow are as the last one (see `generation`).
+    """
+    with recorder:
+        held = _steps(recorder, model, stacks, task, shape, step, optimizer, device)
+        model.eval()
+        recorder.counts_ops = False
+        recorder.turn(EVALUATION)
+        batch = make_batch(task, model, Shape(batch=EVALUATED_ROWS, length=EVALUATED_TOKENS), device)
+        recorder.own(batch.values(), "activations")
+        with torch.no_grad():
+            answers = model(**{k: v for k, v in batch.items() if k != "labels"}, logits_to_keep=1)
+            recorder.mark(_cache_tensors(answers), "cache")
+            scores = answers.logits[:, -1].to(torch.float32, copy=True)
+            for moment in (GENERATION, NEXT_TOKEN):
+                with contextlib.suppress(NotImplementedError):
+                    answers = _next_token(recorder, model, answers, moment, device)
+                    scores = answers.logits[:, -1].to(torch.float32, copy=True)
+        recorder.turn("end")
+        del answers, scores, held
+
+
+def _next_token(recorder: Recorder, model: Any, answers: Any, moment: str, device: str) -> Any:
+    """A pass for one more token, as `generate` makes it: PEFT hands it to the model below, which has the prompt in its cache."""
+    cache = answers.past_key_values
+    inner = model.base_model if hasattr(model, "peft_config") else model
+    rows, length = EVALUATED_ROWS, cache.get_seq_length() + 1
+    recorder.turn(moment)
+    token = torch.zeros((rows, 1), dtype=torch.long, device=device)
+    mask = torch.full((rows, length), 1, device=device)  # rows are padded: not the ones that a model makes for itself
+    return _marked(recorder, inner(input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True))
+
+
+def _marked(recorder: Recorder, answers: Any) -> Any:
+    recorder.mark(_cache_tensors(answers), "cache")
+    return answers
+
+
+def _cache_tensors(outputs: Any) -> list[torch.Tensor]:
+    """Tensors of the key-value cache that a model returned."""
+    layers = getattr(outputs.get("past_key_values"), "layers", None) or []
+    return [t for layer in layers for t in vars(layer).values() if isinstance(t, torch.Tensor)]

@@ -143,7 +143,12 @@ def record_step(
         _own(recorder, model, stacks, optimizer, params if step.accumulates else (), originals)
         recorder.own(kept, "optimizer")
         for module in objective.beside(model) if objective is not None else ():
-            recorder.own([*module.parameters(), *module.buffers()], "weights")
+            if weightless:
+                _as_read(module, objective, task, model)
+            held = [*module.parameters(), *module.buffers()]
+            if getattr(objective, "teacher_device", None):
+                recorder.ignore(held)
+            recorder.own(held, "weights")
         handles = recorder.watch(stacks, head)
         run = _described(step.loop)
         try:
@@ -240,6 +245,19 @@ def _own(
     for p in grads:
         p.grad = torch.empty_like(p)
         recorder.own([p.grad], "gradients", blocks.get(id(p)))
+
+
+def _as_read(module: nn.Module, objective: Any, task: Task, model: nn.Module) -> None:
+    """A teacher as its objective reads it, in place: in the student's dtype or its own, or packed."""
+    from tunekit.advisor.simulate.quantized import quantize
+
+    if not any(isinstance(m, nn.Embedding) for m in module.modules()):
+        return  # a projection, which is the student's
+    named = getattr(objective, "teacher_dtype", None)
+    dtype = getattr(torch, named) if named else next(p.dtype for p in model.parameters() if p.is_floating_point())
+    module.to(dtype)
+    if scheme := getattr(objective, "teacher_quantization", None):
+        quantize(module, scheme, task)
 
 
 def _on_host(model: nn.Module) -> list[torch.Tensor]:

@@ -189,6 +189,8 @@ def disable_checkpointing(model: nn.Module) -> None:
         inner.activation_checkpointing_disable()
     else:
         inner.gradient_checkpointing_disable()
+    if hasattr(inner, "disable_input_require_grads"):
+        inner.disable_input_require_grads()  # which transformers turned on with it, and leaves on
 
 
 @contextlib.contextmanager

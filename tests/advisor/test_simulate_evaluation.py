@@ -109,6 +109,20 @@ def test_keys_and_values_grow_by_a_token_at_each_pass(monkeypatch: pytest.Monkey
     assert alive[-1] == np.cumsum(_change(first))[-1], "all of it is freed"
 
 
+def test_a_step_with_checkpointing_leaves_nothing_to_one_without() -> None:
+    config = zoo.config("llama")
+    subject = Subject(
+        config_json=json.dumps(config.to_dict(), default=str), task=Task.named("causal-lm"), num_labels=None, problem_type=None,
+        dtype="float32", attn_implementation=None, quantization=None,
+    )  # fmt: skip
+    before, _, after = (
+        record_at(subject, Lora(r=3), None, SHAPE, step(checkpoints=c), whole=False).timeline
+        for c in (False, True, False)
+    )
+    assert len(before.events) == len(after.events)
+    assert peak(before) == peak(after)
+
+
 def _change(timeline: Any) -> Any:
     born = timeline.events >= 0
     names = np.where(born, timeline.events, ~timeline.events)

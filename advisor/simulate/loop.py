@@ -172,6 +172,7 @@ def enable_checkpointing(model: nn.Module, step: Step | None = None) -> None:
     """
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     kwargs: dict[str, Any] = {"use_reentrant": False}
+    _leave_inputs(inner)
     if step is not None:
         kwargs["context_fn"] = lambda: (contextlib.nullcontext(), _recomputation(step))
     if hasattr(inner, "activation_checkpointing_enable"):
@@ -189,8 +190,13 @@ def disable_checkpointing(model: nn.Module) -> None:
         inner.activation_checkpointing_disable()
     else:
         inner.gradient_checkpointing_disable()
+    _leave_inputs(inner)
+
+
+def _leave_inputs(inner: Any) -> None:
+    """Takes back that the embeddings' output wants a gradient, which transformers asks for anew at each time and leaves."""
     if hasattr(inner, "disable_input_require_grads"):
-        inner.disable_input_require_grads()  # which transformers turned on with it, and leaves on
+        inner.disable_input_require_grads()
 
 
 @contextlib.contextmanager

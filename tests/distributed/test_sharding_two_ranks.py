@@ -43,8 +43,8 @@ METHODS = {
 }
 """With rates at which twenty steps change something. LoRA+ has groups with rates of their own."""
 
-EVERYWHERE = ("full", "lora")
-CELLS = [(m, s) for m in METHODS for s in SHARDINGS if m in EVERYWHERE or s in ("zero2", "zero3", "fsdp")]
+EVERYWHERE, KINDS = ("full", "lora"), ("ddp", "zero1", "zero2", "zero3", "zero3-offload", "fsdp")
+CELLS = [(m, s) for m in METHODS for s in SHARDINGS if m in EVERYWHERE or s in KINDS]
 RANKS = {"fsdp-hybrid": 4}
 """Divided over two, held by two."""
 

@@ -22,7 +22,7 @@ def main() -> None:
         ("question-answering", asking, new_asking),
     ):
         plan = tunekit.Plan(
-            model=model, task=task, method=tunekit.methods.PTuningV2(num_virtual_tokens=16), max_steps=asked.steps, learning_rate=5e-3,
+            model=model, task=task, method=tunekit.methods.PTuningV2(num_virtual_tokens=16), max_steps=asked.steps, learning_rate=2e-2,
             per_device_train_batch_size=16, output_dir=scratch(task),
         )  # fmt: skip
         trainer = fit(plan, rows, held_out)

@@ -19,7 +19,7 @@ def main() -> None:
     methods = {
         "P-tuning, MLP": (tunekit.methods.PTuning(num_virtual_tokens=8, encoder="mlp"), 1e-3),
         "P-tuning, LSTM": (tunekit.methods.PTuning(num_virtual_tokens=8, encoder="lstm"), 1e-3),
-        "P-tuning v2": (tunekit.methods.PTuningV2(num_virtual_tokens=8), 5e-3),
+        "P-tuning v2": (tunekit.methods.PTuningV2(num_virtual_tokens=8), 2e-2),
     }
     for name, (method, rate) in methods.items():
         plan = tunekit.Plan(

@@ -26,7 +26,13 @@ from tunekit.objectives.distillation import Distillation
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 SHARDINGS = ("ddp", "zero1", "zero2", "zero3", "zero3-offload", "fsdp")
-CELLS = [*(("classes", s) for s in SHARDINGS), ("words", "ddp"), ("cached", "ddp"), ("words", "zero3"), ("lora", "zero3")]
+CELLS = [
+    *(("classes", s) for s in SHARDINGS),
+    ("words", "ddp"),
+    ("cached", "ddp"),
+    ("words", "zero3"),
+    ("lora", "zero3"),
+]
 CELLS = [c for c in CELLS if HAS_DEEPSPEED or c[1] in ("ddp", "fsdp")]
 
 

@@ -11,7 +11,7 @@ from tunekit import peft_format
 from tunekit.contracts import Family, Method, Objective, Recipe
 from tunekit.errors import raise_all
 from tunekit.finding import Finding, error
-from tunekit.methods import _adapted, _recipes
+from tunekit.methods import _adapted, _head_rate, _recipes
 from tunekit.methods._lora_targets import in_head, is_transposed, outside, own_modules, shortened, targets
 from tunekit.structure import head_modules, is_linear
 from tunekit.task import Task
@@ -52,6 +52,12 @@ class IA3(Method):
     expression or the ends of names."""
     modules_to_save: tuple[str, ...] = ()
     """Further modules to train whole, by the ends of their names; the task's head always is."""
+    head_lr_ratio: float | None = None
+    """Learning rate of the task's head over that of the factors; None: 0.1, since the head is made of weights."""
+
+    def faults(self) -> list[Finding]:
+        """Every value out of its range."""
+        return _head_rate.faults(self)
 
     def supports(
         self,
@@ -68,13 +74,14 @@ class IA3(Method):
         """Rates far above those of weights, since a factor starts at one and moves little."""
         seq2seq = workload.model.side == "seq2seq"
         return Recipe(
-            learning_rate=3e-3 if seq2seq else 5e-3,
+            learning_rate=3e-3 if seq2seq else _head_rate.direct_rate(workload),
             num_train_epochs=_recipes.epochs(workload),
             effective_batch_size=8 if seq2seq else 16,
             warmup=_recipes.warmup(workload),
             sources=(
                 "Liu et al., T-Few, 2022: 3e-3, 1,000 steps of 8 rows, 6 % warm-up (T0 of 3B and 11B)",
                 "PEFT method comparison benchmark: 5e-3 far above 1e-4 on a decoder of 3B",
+                _head_rate.RATES,
                 _recipes.EPOCHS,
             ),
         )
@@ -137,6 +144,10 @@ class IA3(Method):
             modules_to_save=list(saved) or None,
             fan_in_fan_out=is_transposed(model, chosen),
         )
+
+    def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The usual groups; the head learns `head_lr_ratio` times as fast as the factors."""
+        return _head_rate.groups(self, model, learning_rate, weight_decay, direct=True)
 
     def save(self, model: nn.Module, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """PEFT's folder."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from tunekit import peft_format
 from tunekit.contracts import Family, Method, Objective, Reads, Recipe
 from tunekit.finding import Finding, error
-from tunekit.methods import _recipes, _soft_peft
+from tunekit.methods import _head_rate, _recipes, _soft_peft
 from tunekit.methods import _soft_prompts as shared
 from tunekit.structure import base_model, head_parameters
 from tunekit.task import Task
@@ -62,10 +62,12 @@ class PTuning(Method):
     """Where the first real token stands: `shifted` behind the prompt, as PEFT has it, or `natural`, where it stood in
     pretraining, so that rows of the whole context still fit; None: shifted where PEFT can read what is saved, otherwise
     natural. It matters for learnt positions only."""
+    head_lr_ratio: float | None = None
+    """Learning rate of the task's head over that of the prompt; None: 0.1 where vectors are learnt themselves, 1 where a network makes them."""
 
     def faults(self) -> list[Finding]:
         """Every value out of its range."""
-        return [*shared.token_faults(self), *self._encoder_faults()]
+        return [*_head_rate.faults(self), *shared.token_faults(self), *self._encoder_faults()]
 
     def _encoder_faults(self) -> list[Finding]:
         hidden, dropout = self.encoder_hidden_size, self.encoder_dropout
@@ -146,6 +148,10 @@ class PTuning(Method):
             return Vectors(self.num_virtual_tokens, width, device)
         size, depth = self.num_virtual_tokens, self.encoder_num_layers
         return EncodedVectors(size, width, device, self.encoder, hidden, depth, self.encoder_dropout)
+
+    def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The usual groups; the head learns `head_lr_ratio` times as fast as the prompt."""
+        return _head_rate.groups(self, model, learning_rate, weight_decay, direct=self.encoder is None)
 
     def save(self, model: nn.Module, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """The vectors that the network makes, in PEFT's files where PEFT gives the same logits."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunekit.contracts import Family, Method, Objective, Recipe
 from tunekit.finding import Finding
 from tunekit.methods import _deep_prompts as shared
-from tunekit.methods import _recipes
+from tunekit.methods import _head_rate, _recipes
 from tunekit.structure import head_parameters
 from tunekit.task import Task
 from tunekit.workload import ModelFacts, Workload
@@ -49,10 +49,12 @@ class PTuningV2(Method):
     positions: shared.Positions | None = None
     """Where the first real token stands: `shifted` behind the prompts, as PEFT and the authors have it, or `natural`,
     where it stood in pretraining; None: shifted where PEFT can read what is saved, otherwise natural."""
+    head_lr_ratio: float | None = None
+    """Learning rate of the task's head over that of the prompts; None: 0.1 where prompts are learnt themselves, 1 where a network makes them."""
 
     def faults(self) -> list[Finding]:
         """Every value out of its range."""
-        return shared.value_faults(self)
+        return [*_head_rate.faults(self), *shared.value_faults(self)]
 
     def supports(
         self,
@@ -68,10 +70,10 @@ class PTuningV2(Method):
     def recipe(self, workload: Workload) -> Recipe:
         """Rates far above those of weights: the prompts start at random and little is learnt."""
         return Recipe(
-            learning_rate=1e-3 if self.prefix_projection else 5e-3,
+            learning_rate=1e-3 if self.prefix_projection else _head_rate.direct_rate(workload),
             num_train_epochs=_recipes.epochs(workload),
             warmup=_recipes.warmup(workload),
-            sources=("Liu et al., P-Tuning v2, 2022: 5e-3 to 1e-2", _recipes.EPOCHS),
+            sources=("Liu et al., P-Tuning v2, 2022: 5e-3 to 1e-2", _head_rate.RATES, _recipes.EPOCHS),
         )
 
     # ------------------------------------------------------------------ on a model
@@ -86,6 +88,10 @@ class PTuningV2(Method):
             UnsupportedError: `own-attention`, `attention-kernel`, `prefix-positions`, `prompt-too-long`.
         """
         return shared.apply(self, model, task)
+
+    def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The usual groups; the head learns `head_lr_ratio` times as fast as the prompts."""
+        return _head_rate.groups(self, model, learning_rate, weight_decay, direct=not self.prefix_projection)
 
     def save(self, model: nn.Module, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """The keys and values themselves, in PEFT's files where PEFT gives the same logits."""

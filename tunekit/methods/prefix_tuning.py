@@ -12,7 +12,7 @@ from tunekit import peft_format
 from tunekit.contracts import Family, Method, Objective, Reads, Recipe
 from tunekit.finding import Finding, error
 from tunekit.methods import _deep_prompts as shared
-from tunekit.methods import _prefix_peft, _prompt_text, _recipes
+from tunekit.methods import _head_rate, _prefix_peft, _prompt_text, _recipes
 from tunekit.structure import head_parameters
 from tunekit.task import Task
 from tunekit.workload import ModelFacts, Workload
@@ -65,10 +65,12 @@ class PrefixTuning(Method):
     """The tokenizer of `init_text`; None: the one in the model's folder."""
     sides: shared.Sides = "both"
     """For an encoder-decoder: which stack gets prefixes; the decoder's include those in front of what it reads."""
+    head_lr_ratio: float | None = None
+    """Learning rate of the task's head over that of the prefixes; None: 0.1 where prefixes are learnt themselves, 1 where a network makes them."""
 
     def faults(self) -> list[Finding]:
         """Every value out of its range."""
-        return [*shared.value_faults(self), *self._init_faults()]
+        return [*_head_rate.faults(self), *shared.value_faults(self), *self._init_faults()]
 
     def _init_faults(self) -> list[Finding]:
         found = []
@@ -112,12 +114,13 @@ class PrefixTuning(Method):
     def recipe(self, workload: Workload) -> Recipe:
         """With the network the paper's rate grown for small models; without it a rate far above that of weights."""
         return Recipe(
-            learning_rate=5e-4 if self.prefix_projection else 5e-3,
+            learning_rate=5e-4 if self.prefix_projection else _head_rate.direct_rate(workload),
             num_train_epochs=_recipes.epochs(workload),
             warmup=_recipes.warmup(workload),
             sources=(
                 "Li and Liang, 2021: 5e-5 with the projection, for 5 to 30 epochs",
                 "PEFT method comparison benchmark: 5e-3 for prefixes that are learnt directly",
+                _head_rate.RATES,
                 _recipes.EPOCHS,
             ),
         )
@@ -138,6 +141,10 @@ class PrefixTuning(Method):
             return shared.apply(self, model, task, self.sides)
         tokens = _prompt_text.tokens(model, self.num_virtual_tokens, self.init_text, self.tokenizer_name_or_path)
         return shared.apply(self, model, task, self.sides, tokens)
+
+    def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The usual groups; the head learns `head_lr_ratio` times as fast as the prefixes."""
+        return _head_rate.groups(self, model, learning_rate, weight_decay, direct=not self.prefix_projection)
 
     def save(self, model: nn.Module, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """The keys and values themselves, in PEFT's files where PEFT gives the same logits."""

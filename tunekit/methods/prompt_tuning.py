@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from tunekit import peft_format
 from tunekit.contracts import Family, Method, Objective, Reads, Recipe
 from tunekit.finding import Finding, error
-from tunekit.methods import _prompt_text, _recipes, _soft_peft
+from tunekit.methods import _head_rate, _prompt_text, _recipes, _soft_peft
 from tunekit.methods import _soft_prompts as shared
 from tunekit.structure import head_parameters
 from tunekit.task import Task
@@ -62,10 +62,12 @@ class PromptTuning(Method):
     """Where the first real token stands: `shifted` behind the prompt, as PEFT has it, or `natural`, where it stood in
     pretraining, so that rows of the whole context still fit; None: shifted where PEFT can read what is saved, otherwise
     natural. It matters for learnt positions only."""
+    head_lr_ratio: float | None = None
+    """Learning rate of the task's head over that of the prompt; None: 0.1, since the head is made of weights."""
 
     def faults(self) -> list[Finding]:
         """Every value out of its range."""
-        return [*shared.token_faults(self), *self._init_faults()]
+        return [*_head_rate.faults(self), *shared.token_faults(self), *self._init_faults()]
 
     def _init_faults(self) -> list[Finding]:
         found = []
@@ -112,6 +114,7 @@ class PromptTuning(Method):
                 "Lester et al., 2021: 0.3 for T5",
                 "PEFT method comparison benchmark: 1e-3 for a 3B decoder",
                 "Liu et al., P-Tuning v2, 2022: 5e-3 to 1e-2 for prompts beside a head",
+                _head_rate.RATES,
                 _recipes.EPOCHS,
             ),
         )
@@ -140,6 +143,10 @@ class PromptTuning(Method):
             text, tokenizer = self.init_text, self.tokenizer_name_or_path
             soft_prompt.set_from_tokens(model, _prompt_text.tokens(model, self.num_virtual_tokens, text, tokenizer))
         return model
+
+    def parameter_groups(self, model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """The usual groups; the head learns `head_lr_ratio` times as fast as the prompt."""
+        return _head_rate.groups(self, model, learning_rate, weight_decay, direct=True)
 
     def save(self, model: nn.Module, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """The vectors, in PEFT's files where PEFT gives the same logits."""

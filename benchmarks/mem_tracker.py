@@ -79,9 +79,13 @@ def _peak(row: dict[str, str], length: int) -> int:
             for n in ("input_ids", "attention_mask", "labels")
         }
         tracker = MemTracker()
+        for p in model.parameters():
+            if not p.requires_grad:  # it hangs a hook on every parameter that has none, which frozen ones refuse (torch 2.13)
+                tracker._param_to_grad_hook_handles[p] = (_NoHook(), _NoHook())
         tracker.track_external(model, optimizer, *batch.values())
         with tracker:
             for _ in range(2):
+                tracker.reset_mod_stats()
                 optimizer.zero_grad()
                 loss = model(**batch).loss
                 loss.backward()
@@ -89,6 +93,13 @@ def _peak(row: dict[str, str], length: int) -> int:
                 optimizer.step()
         peak = tracker.get_tracker_snapshot("peak")
     return max(sum(n for part, n in parts.items() if "Total" in str(part)) for parts in peak.values())
+
+
+class _NoHook:
+    """Stands for a hook that is not there."""
+
+    def remove(self) -> None:
+        """Nothing to take away."""
 
 
 def _made_fake(model: torch.nn.Module) -> None:

@@ -28,8 +28,8 @@ def padded_lengths(
         seed: Of the order.
 
     Example:
-        >>> padded_lengths(np.array([3, 1, 2, 9]), 2, "grouped", 2).tolist()
-        [9, 2]
+        >>> padded_lengths(np.array([3, 3, 3, 9]), 2, "grouped", 2).tolist()
+        [9, 3]
         >>> padded_lengths(np.array([5, 5, 5, 5]), 2, "random", 2).tolist()
         [5, 5]
     """

@@ -80,7 +80,9 @@ def _peak(row: dict[str, str], length: int) -> int:
         }
         tracker = MemTracker()
         for p in model.parameters():
-            if not p.requires_grad:  # it hangs a hook on every parameter that has none, which frozen ones refuse (torch 2.13)
+            if (
+                not p.requires_grad
+            ):  # it hangs a hook on every parameter that has none, which frozen ones refuse (torch 2.13)
                 tracker._param_to_grad_hook_handles[p] = (_NoHook(), _NoHook())
         tracker.track_external(model, optimizer, *batch.values())
         with tracker:

@@ -21,7 +21,7 @@ from tunekit.advisor.simulate.sequence import CycleError, Replay, cycle
 from tunekit.advisor.simulate.whole_run import replayed
 from tunekit.methods.full import Full
 from tunekit.methods.lora import Lora
-from tunekit.plan import Plan
+from tunekit.plan import DataSpec, Plan
 from tunekit.workload import DataFacts, Hardware, ModelFacts
 
 CARD = Hardware(device="cuda", name="A10G", memory_bytes=22 * 2**30)
@@ -77,7 +77,7 @@ def test_steps_with_other_events_are_not_mixed() -> None:
         cycle(one, other, (511, 511))
 
 
-@pytest.mark.parametrize("method", [Full()])
+@pytest.mark.parametrize("method", [Lora(r=4), Full()])
 def test_batches_of_one_length_reserve_what_one_step_does(method: Any) -> None:
     asked = plan(method=method)
     record = timeline(asked, longest(asked))
@@ -93,7 +93,7 @@ def test_batches_of_one_length_reserve_what_one_step_does(method: Any) -> None:
     assert run.reserved_at.startswith(("step 1,", "step 2,"))
 
 
-@pytest.mark.parametrize("method", [Full()])
+@pytest.mark.parametrize("method", [Lora(r=4), Full()])
 def test_rows_in_any_order_reserve_at_least_what_grouped_ones_do(method: Any) -> None:
     asked = plan(method=method)
     shape = longest(asked)
@@ -121,6 +121,24 @@ def test_the_estimate_is_that_of_the_run_and_names_the_moment() -> None:
 
 def test_packed_rows_are_all_of_a_length() -> None:
     assert estimate_memory(plan(packing=True), CARD, LENGTHS, model=wide()).reserved_moment == ""
+
+
+def test_an_evaluation_comes_after_the_steps() -> None:
+    asked = plan(per_device_eval_batch_size=64, data=DataSpec(path="rows.jsonl", eval_share=0.1))
+    found = estimate_memory(asked, CARD, LENGTHS, model=wide())
+    assert found.moment == "evaluation"
+    assert found.reserved_moment == "evaluation"
+
+
+def test_a_full_device_gets_cached_blocks_back() -> None:
+    asked = plan()
+    free, tight = (
+        replayed(asked, LENGTHS, longest(asked), lambda s: timeline(asked, s), (), capacity, None, "random")
+        for capacity in (None, int(1.1 * peak(timeline(asked, longest(asked)), 512).num_bytes))
+    )
+    assert free is not None
+    assert tight is not None
+    assert tight.allocator.peak_reserved < free.allocator.peak_reserved
 
 
 def test_the_longest_row_comes_first_where_rows_are_grouped() -> None:

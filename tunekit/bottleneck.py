@@ -23,21 +23,8 @@ DEFAULT = "default"
 class CastLinear(nn.Linear):
     """A linear layer that computes in the type of its input; a module of its own, so that ZeRO-3 gathers it."""
 
-    def forward(self, input: torch.Tensor, factor: float = 1.0, onto: torch.Tensor | None = None) -> torch.Tensor:
-        """`factor` times the layer's output, added to `onto` in the latter's type where there is one.
-
-        The factor goes into the product and the sum into its result: two passes over the stream less, and one tensor less.
-        """
-        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
-        if factor == 1.0 and onto is None:
-            return nn.functional.linear(input, weight, bias)
-        # As a matrix: adding in place to the view that `linear` returns would be copied again for its gradient.
-        rows = input.reshape(-1, input.shape[-1])
-        out = torch.addmm(bias if factor == 1.0 else bias * factor, rows, weight.t(), alpha=factor)
-        if onto is not None:
-            matrix = onto.reshape(out.shape)
-            out = out.add_(matrix) if out.dtype == onto.dtype else matrix + out.to(onto.dtype)
-        return out.view(*input.shape[:-1], out.shape[-1])
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
 
 
 class CastNorm(nn.LayerNorm):
@@ -70,15 +57,16 @@ class Bottleneck(nn.Module):
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """What is added to the stream, or its sum with `residual` in the residual's type; (..., width) like `x`."""
         hidden = self.act(self.down(x if self.norm_before is None else self.norm_before(x)))
-        learnt = self.scaling if isinstance(self.scaling, nn.Parameter) else None
-        factor = 1.0 if isinstance(self.scaling, nn.Parameter) else self.scaling
-        if learnt is None and not self.dropout.p and self.norm_after is None:
-            added: torch.Tensor = self.up(hidden, factor, residual)
-            return added
-        out: torch.Tensor = self.up(hidden, factor)
-        out = self.dropout(out if learnt is None else out * learnt.to(out.dtype))
+        out: torch.Tensor = self.up(hidden)
+        factor = self.scaling
+        if isinstance(factor, nn.Parameter):
+            out, factor = out * factor.to(out.dtype), 1.0
+        elif factor != 1.0 and (residual is None or self.norm_after is not None):
+            out, factor = out * factor, 1.0
+        out = self.dropout(out) if self.dropout.p else out
         out = out if self.norm_after is None else self.norm_after(out)
-        return out if residual is None else residual + out.to(residual.dtype)
+        # A fixed factor goes into the sum: no pass over the stream of its own.
+        return out if residual is None else torch.add(residual, out.to(residual.dtype), alpha=factor)
 
 
 def activation(name: str) -> nn.Module:

@@ -331,7 +331,7 @@ def all_rows(
         only: Part of the names of those that are taken.
     """
     machine, began = here(device), time.perf_counter()
-    done = {(r["run"], r["device"], r["torch"]) for r in _read(path)}
+    done = {(r["run"], r["device"], r["torch"]) for r in read_rows(path)}
     for asked in runs():
         run, key = cut(asked, tiny), (asked.name, machine.name, torch.__version__)
         if key in done or only not in asked.name:
@@ -339,16 +339,9 @@ def all_rows(
         if time.perf_counter() - began > budget_seconds:
             print("time is up: start it again for the rest")
             break
-        _append(
-            path,
-            {
-                "run": asked.name,
-                "device": machine.name,
-                "torch": torch.__version__,
-                **_row(run, machine, device, tiny, steps),
-            },
-        )
-    return [r for r in _read(path) if (r["device"], r["torch"]) == (machine.name, torch.__version__)]
+        kept = {"run": asked.name, "device": machine.name, "torch": torch.__version__}
+        append_row(path, {**kept, **_row(run, machine, device, tiny, steps)}, FIELDS)
+    return [r for r in read_rows(path) if (r["device"], r["torch"]) == (machine.name, torch.__version__)]
 
 
 FIELDS = (
@@ -380,18 +373,20 @@ def _row(run: Run, machine: Hardware, device: str, tiny: bool, steps: int) -> di
     return row
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """What is measured so far."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def _append(path: Path, row: Mapping[str, Any]) -> None:
+def append_row(path: Path, row: Mapping[str, Any], fields: Sequence[str]) -> None:
+    """One row more, so that a run that is cut off keeps what it has."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
+        writer = csv.DictWriter(file, fields)
         if new:
             writer.writeheader()
-        writer.writerow({name: row.get(name, "") for name in FIELDS})
+        writer.writerow({name: row.get(name, "") for name in fields})

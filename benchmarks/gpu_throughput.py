@@ -12,7 +12,6 @@ it comes. On the CPU (`--device cpu --tiny`) tiny models run every code path; th
 
 from __future__ import annotations
 
-import csv
 import gc
 import statistics
 import tempfile
@@ -139,12 +138,12 @@ def all_rows(asked: Any) -> list[dict[str, str]]:
     for name in (n for n in QUESTIONS if asked.only in n):
         run = advised(name, machine, asked.tiny)
         for change, one in neighbours(run, asked.device):
-            done = {(r["question"], r["change"], r["device"], r["torch"]) for r in _read(asked.out)}
+            done = {(r["question"], r["change"], r["device"], r["torch"]) for r in gpu_runs.read_rows(asked.out)}
             if (name, change, *mine.values()) in done:
                 continue
             if time.perf_counter() - began > 60 * asked.minutes:
                 print("time is up: start it again for the rest")
-                return [r for r in _read(asked.out) if mine.items() <= r.items()]
+                return [r for r in gpu_runs.read_rows(asked.out) if mine.items() <= r.items()]
             row = {"question": name, **mine, "change": change, "rows": one.rows, "status": "ok"}
             try:
                 row |= measured(one, asked.device, asked.tiny, peak_flops(machine, one))
@@ -155,25 +154,8 @@ def all_rows(asked: Any) -> list[dict[str, str]]:
             if asked.device == "cuda":
                 torch.cuda.empty_cache()
             print(f"{row['status']:<14.40}{name}: {change}", flush=True)
-            _append(asked.out, row)
-    return [r for r in _read(asked.out) if mine.items() <= r.items()]
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if new:
-            writer.writeheader()
-        writer.writerow({name: row.get(name, "") for name in FIELDS})
+            gpu_runs.append_row(asked.out, row, FIELDS)
+    return [r for r in gpu_runs.read_rows(asked.out) if mine.items() <= r.items()]
 
 
 def show(rows: list[dict[str, str]]) -> None:

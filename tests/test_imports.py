@@ -11,7 +11,7 @@ import pytest
 from source_tree import modules
 
 ORDER = (
-    "files", "notebook", "errors", "finding", "fields", "task", "workload", "structure", "contracts", "discovery", "plan_faults", "plan_file",
+    "files", "notebook", "errors", "finding", "fields", "task", "workload", "structure", "contracts", "discovery", "plan_faults", "plan_combinations", "plan_file",
     "plan", "estimate", "advice_text", "advice_html", "advice",
 )  # fmt: skip
 """The nouns: each may import what stands before it."""

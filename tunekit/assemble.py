@@ -15,7 +15,7 @@ from tunekit.errors import raise_all
 from tunekit.finding import error
 from tunekit.host import training_arguments
 from tunekit.joining import lies_flat, told_apart
-from tunekit.material import gather
+from tunekit.material import Material, gather
 from tunekit.plan import Plan
 from tunekit.pretrained import load_model, read_side
 from tunekit.sharding import whole_weights
@@ -68,10 +68,7 @@ def trainer(
         tunekit.errors.MissingError: [model-missing] model folder './nowhere': no such folder. ...
     """
     import torch
-    from transformers import PrinterCallback, ProgressCallback
 
-    from tunekit.attach import prepared
-    from tunekit.callbacks.progress import Progress
     from tunekit.metrics import metrics
     from tunekit.mixin import TunekitSeq2SeqTrainer, TunekitTrainer
 
@@ -86,18 +83,7 @@ def trainer(
         cpu=cpu,
         overrides=sharded_arguments(plan, _kept_columns(plan, arguments), cpu=cpu),
     )
-    mine = model is None
-    with whole_weights():
-        if mine:
-            model = load_model(
-                plan, form=form, num_labels=material.num_labels, label_names=material.label_names, problem_type=material.problem_type,
-                pad_token_id=material.tokenizer.pad_token_id,
-            )  # fmt: skip
-        if prepared(model) is None:
-            # Nobody else holds a model loaded here, so nobody will want it back.
-            model = prepare(model, plan.method, form, reversible=not mine)
-            if plan.quantization is not None and plan.mixed_precision is not None:
-                _learn_in_32_bits(model)
+    model = _model(plan, form, material) if model is None else _taken_over(plan, form, model)
     compute, preprocess = metrics(task, material.problem_type, material.label_names)
     cls = TunekitSeq2SeqTrainer if task.name == "seq2seq" else TunekitTrainer
     made = cls(
@@ -112,10 +98,7 @@ def trainer(
         preprocess_logits_for_metrics=preprocess if material.eval is not None else None,
         callbacks=[*plan.method.callbacks(), *(find("callback", slug)() for slug in plan.callbacks), *callbacks],
     )
-    if any(isinstance(c, Progress) for c in made.callback_handler.callbacks):
-        # One bar is enough: the host's own, and what it prints instead where that is switched off.
-        made.remove_callback(ProgressCallback)
-        made.remove_callback(PrinterCallback)
+    _one_bar(made)
     if plan.frozen_activations == "cached":
         keep_frozen_activations(made)
     return made
@@ -127,6 +110,45 @@ def _form(plan: Plan, task: Task, model: Any) -> Task:
         return task
     side = read_side(plan.model, plan.revision) if model is None else side_of(task_model(model).config)
     return plan.objective.learnt_as(task, side)
+
+
+def _model(plan: Plan, form: Task, material: Material) -> nn.Module:
+    """The plan's model, loaded and prepared."""
+    with whole_weights():
+        model = load_model(
+            plan, form=form, num_labels=material.num_labels, label_names=material.label_names, problem_type=material.problem_type,
+            pad_token_id=material.tokenizer.pad_token_id,
+        )  # fmt: skip
+        # Nobody else holds a model loaded here, so nobody will want it back.
+        return _prepared(plan, form, model, reversible=False)
+
+
+def _taken_over(plan: Plan, form: Task, model: nn.Module) -> nn.Module:
+    """A live model, prepared unless it is already."""
+    from tunekit.attach import prepared
+
+    if prepared(model) is not None:
+        return model
+    with whole_weights():
+        return _prepared(plan, form, model, reversible=True)
+
+
+def _prepared(plan: Plan, form: Task, model: nn.Module, *, reversible: bool) -> nn.Module:
+    model = prepare(model, plan.method, form, reversible=reversible)
+    if plan.quantization is not None and plan.mixed_precision is not None:
+        _learn_in_32_bits(model)
+    return model
+
+
+def _one_bar(trainer: Trainer) -> None:
+    """One bar is enough: ours where it is there, without the host's own and what it prints instead where that is off."""
+    from transformers import PrinterCallback, ProgressCallback
+
+    from tunekit.callbacks.progress import Progress
+
+    if any(isinstance(c, Progress) for c in trainer.callback_handler.callbacks):
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
 
 
 def _kept_columns(plan: Plan, arguments: dict[str, Any]) -> dict[str, Any]:

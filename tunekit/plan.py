@@ -23,7 +23,8 @@ from tunekit.fields import (
     unknown_keys,
 )
 from tunekit.finding import Finding, error
-from tunekit.plan_faults import combination_faults, range_faults
+from tunekit.plan_combinations import combination_faults
+from tunekit.plan_faults import range_faults
 from tunekit.plan_file import read_file, to_yaml, write_file
 from tunekit.task import ProblemType
 

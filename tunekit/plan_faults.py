@@ -1,16 +1,13 @@
-"""What can be wrong with the values of a plan, as far as that can be told without a model, data or a device."""
+"""What can be wrong with single values of a plan, as far as that can be told without a model, data or a device."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunekit.errors import InvalidError
 from tunekit.finding import Finding, error, nearest
 from tunekit.task import TASKS, Task
-
-if TYPE_CHECKING:
-    from tunekit.plan import Plan
 
 AT_LEAST: Mapping[str, int] = {
     "max_length": 1,
@@ -81,118 +78,3 @@ def _task_faults(name: str) -> list[Finding]:
     except InvalidError as e:
         return list(e.findings)
     return []
-
-
-def combination_faults(plan: Plan) -> list[Finding]:
-    """One fault for each pair of values that cannot go together."""
-    sharding = plan.sharding or ""
-    cached = plan.frozen_activations == "cached"
-    recompute = "set `frozen_activations: recomputed`"
-    rules = (
-        (
-            cached and plan.num_processes > 1,
-            "plan-activations-processes",
-            f"`frozen_activations: cached` with `num_processes: {plan.num_processes}`",
-            "every process would need the answers to the rows of all",
-            f"{recompute}, or `num_processes: 1`",
-        ),
-        (
-            cached and plan.packing,
-            "plan-activations-packing",
-            "`frozen_activations: cached` with `packing`",
-            "what is kept belongs to whole rows",
-            f"{recompute}, or `packing: false`",
-        ),
-        (
-            cached and plan.objective is not None and plan.objective.slug != "supervised",
-            "plan-activations-objective",
-            f"`frozen_activations: cached` with objective {plan.objective.slug if plan.objective else ''}",
-            "it asks the model in ways of its own",
-            recompute,
-        ),
-        (
-            plan.packing and plan.task != "causal-lm",
-            "plan-packing-task",
-            f"`packing` with task {plan.task}",
-            "only rows of a causal-lm can be joined",
-            "set `packing: false`",
-        ),
-        (
-            plan.packing and not plan.method.packs,
-            "plan-packing-method",
-            f"`packing` with method {plan.method.slug}",
-            "what it puts in front of a row would be in front of the first of the joined ones only",
-            "set `packing: false`",
-        ),
-        (
-            plan.packing and plan.objective is not None and not plan.objective.packs,
-            "plan-packing-objective",
-            f"`packing` with objective {plan.objective.slug if plan.objective is not None else ''}",
-            "it reads a row as one text, from its first token on",
-            "set `packing: false`",
-        ),
-        (
-            plan.loss_kernel == "chunked" and plan.task not in ("causal-lm", "seq2seq"),
-            "plan-loss-kernel-task",
-            f"`loss_kernel: chunked` with task {plan.task}",
-            "only the loss over a vocabulary is worth taking in chunks",
-            "set `loss_kernel: plain`",
-        ),
-        (
-            plan.loss_kernel == "chunked" and plan.objective is not None and plan.objective.slug != "supervised",
-            "plan-loss-kernel-objective",
-            f"`loss_kernel: chunked` with objective {plan.objective.slug if plan.objective is not None else ''}",
-            "it has a loss of its own, over a vocabulary in pieces where it has one",
-            "set `loss_kernel: plain`",
-        ),
-        (
-            plan.problem_type is not None and plan.task != "sequence-classification",
-            "plan-problem-type-task",
-            f"`problem_type` with task {plan.task}",
-            "only sequence-classification has one",
-            "remove `problem_type`",
-        ),
-        (
-            plan.quantization is not None and plan.method.trains_base,
-            "plan-quantized-base",
-            f"`quantization: {plan.quantization}` with method {plan.method.slug}",
-            "quantised weights cannot be trained",
-            "use `method: {kind: lora}`, or `quantization: null`",
-        ),
-        (
-            plan.num_processes > 1 and plan.sharding is None,
-            "plan-sharding-missing",
-            f"`num_processes: {plan.num_processes}` without `sharding`",
-            "several processes must share the work somehow",
-            "set `sharding: ddp`",
-        ),
-        (
-            plan.num_processes == 1 and plan.sharding is not None,
-            "plan-sharding-single",
-            f"`sharding: {plan.sharding}` with one process",
-            "there is nobody to share with",
-            "set `sharding: null`, or `num_processes` above 1",
-        ),
-        (
-            plan.num_processes % plan.num_machines != 0,
-            "plan-machines",
-            f"`num_processes: {plan.num_processes}` on {plan.num_machines} machines",
-            "every machine runs the same number",
-            f"set `num_processes` to a multiple of {plan.num_machines}",
-        ),
-        (
-            plan.offload is not None and not sharding.startswith("zero"),
-            "plan-offload-sharding",
-            f"`offload: {plan.offload}` with `sharding: {plan.sharding or 'null'}`",
-            "offloading is DeepSpeed's",
-            "set `sharding: zero2` or `zero3`",
-        ),
-        (
-            plan.offload == "parameters" and sharding in ("zero1", "zero2"),
-            "plan-offload-stage",
-            f"`offload: parameters` with {sharding}",
-            "parameters are only sharded by ZeRO-3",
-            "set `sharding: zero3`",
-        ),
-    )
-    return [error(*finding) for broken, *finding in rules if broken]

@@ -6,6 +6,7 @@ The models lie on disk, built from configurations, each with a tokenizer that kn
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -70,6 +71,13 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     BertModel(config).save_pretrained(folder)
     make_tokenizer(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_no_garbage() -> None:
+    """A Trainer collects garbage after each run; what was imported so far need not be looked through every time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

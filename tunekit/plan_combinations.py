@@ -27,54 +27,52 @@ def _own_objective(plan: Plan) -> str | None:
 
 def _activations(plan: Plan) -> Iterator[Rule]:
     """What the kept answers of the frozen part cannot serve."""
-    cached, seen = plan.frozen_activations == "cached", "`frozen_activations: cached` with"
-    recompute = "set `frozen_activations: recomputed`"
+    cached = plan.frozen_activations == "cached"
     yield (
         cached and plan.num_processes > 1,
         "plan-activations-processes",
-        f"{seen} `num_processes: {plan.num_processes}`",
+        f"`frozen_activations: cached` with `num_processes: {plan.num_processes}`",
         "every process would need the answers to the rows of all",
-        f"{recompute}, or `num_processes: 1`",
+        "set `frozen_activations: recomputed`, or `num_processes: 1`",
     )
     yield (
         cached and plan.packing,
         "plan-activations-packing",
-        f"{seen} `packing`",
+        "`frozen_activations: cached` with `packing`",
         "what is kept belongs to whole rows",
-        f"{recompute}, or `packing: false`",
+        "set `frozen_activations: recomputed`, or `packing: false`",
     )
     yield (
         cached and _own_objective(plan) is not None,
         "plan-activations-objective",
-        f"{seen} objective {_own_objective(plan)}",
+        f"`frozen_activations: cached` with objective {_own_objective(plan)}",
         "it asks the model in ways of its own",
-        recompute,
+        "set `frozen_activations: recomputed`",
     )
 
 
 def _packing(plan: Plan) -> Iterator[Rule]:
     """What cannot see joined rows."""
-    way_out = "set `packing: false`"
     yield (
         plan.packing and plan.task != "causal-lm",
         "plan-packing-task",
         f"`packing` with task {plan.task}",
         "only rows of a causal-lm can be joined",
-        way_out,
+        "set `packing: false`",
     )
     yield (
         plan.packing and not plan.method.packs,
         "plan-packing-method",
         f"`packing` with method {plan.method.slug}",
         "what it puts in front of a row would be in front of the first of the joined ones only",
-        way_out,
+        "set `packing: false`",
     )
     yield (
         plan.packing and plan.objective is not None and not plan.objective.packs,
         "plan-packing-objective",
         f"`packing` with objective {_own_objective(plan)}",
         "it reads a row as one text, from its first token on",
-        way_out,
+        "set `packing: false`",
     )
 
 

@@ -8,9 +8,11 @@ import torch
 from transformers import PretrainedConfig
 
 import zoo
+from tunekit.advisor.simulate.collated import Shape
 from tunekit.advisor.simulate.depth import find_stacks
-from tunekit.advisor.simulate.loop import Shape, Step, record_step
+from tunekit.advisor.simulate.loop import Prepared, Step, record_step
 from tunekit.advisor.simulate.record import output_head
+from tunekit.advisor.simulate.supplied import supplied
 from tunekit.advisor.simulate.trace import Trace
 from tunekit.advisor.weightless import build, prepare_config
 from tunekit.contracts import Method
@@ -52,7 +54,10 @@ def recorded(
     with torch.device("meta" if weightless else "cpu"):
         model = method.apply(model, task)
     device = "meta" if weightless else "cpu"
-    return record_step(model, stacks, head, task, shape, step(**changes), None, originals, device)[0]
+    on = Prepared(model=model, stacks=stacks, head=head, originals=originals, device=device)
+    taken = step(**changes)
+    supply = supplied(on, task, taken) if taken.supplied else None
+    return record_step(on, task, shape, taken, None, supply)[0]
 
 
 def peak_bytes(trace: Trace) -> int:

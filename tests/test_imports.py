@@ -108,6 +108,8 @@ ROWS: dict[str, set[str]] = {
         "tunekit.quantization",
         "tunekit.message_sizes",
         "tunekit.sharding",
+        "tunekit.activation_store",
+        "tunekit.frozen_part",
     },
     "tunekit.advisor.rules": {*NOUNS, "tunekit.advisor.rule"},
     "tunekit.activation_store": NOUNS,

@@ -197,6 +197,7 @@ def corrected_time(estimate: TimeEstimate, hardware: Hardware) -> TimeEstimate:
         estimate,
         step_seconds=estimate.step_seconds * found.factor,
         total_seconds=total,
+        once_seconds=estimate.once_seconds * found.factor,
         tokens_per_second=estimate.tokens_per_second / found.factor,
         parts={k: s * found.factor for k, s in estimate.parts.items()},
         interval=(

@@ -71,7 +71,7 @@ class TimeEstimate:
     num_steps: int
     """Optimizer steps of the run."""
     total_seconds: float
-    """The training steps; without start-up and evaluation."""
+    """The training steps and what comes once before them; without start-up and evaluation."""
     interval: tuple[float, float]
     """Low and high of `total_seconds`."""
     tokens_per_second: float
@@ -84,6 +84,8 @@ class TimeEstimate:
     reasons: tuple[str, ...] = ()
     correction: float = 1.0
     """What the user's calibration multiplied by."""
+    once_seconds: float = 0.0
+    """Of the total, the pass through the frozen layers before the first step, where what they say is kept."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

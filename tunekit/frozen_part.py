@@ -106,10 +106,12 @@ class Supply:
         self.layers = part.layers
         self.answers = answers
 
-    def attach(self, model: nn.Module) -> None:
-        """Puts the hooks onto the module that is called with batches."""
-        model.register_forward_pre_hook(self.before, with_kwargs=True)
-        model.register_forward_hook(self.after, always_call=True)
+    def attach(self, model: nn.Module) -> list[Any]:
+        """Puts the hooks onto the module that is called with batches; returns their handles."""
+        return [
+            model.register_forward_pre_hook(self.before, with_kwargs=True),
+            model.register_forward_hook(self.after, always_call=True),
+        ]
 
     def before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         """Takes the answers out of the batch and puts them in the layers' place."""

@@ -7,7 +7,8 @@ from math import ceil
 
 import numpy as np
 
-from tunekit.advisor.simulate.loop import Loop, Shape
+from tunekit.advisor.simulate.collated import Shape
+from tunekit.advisor.simulate.loop import Loop
 from tunekit.data.packing import best_fit
 from tunekit.plan import Plan
 from tunekit.workload import DataFacts, ModelFacts

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tunekit.workload import Hardware
 
 if TYPE_CHECKING:
-    from tunekit.advisor.simulate.loop import Shape
+    from tunekit.advisor.simulate.collated import Shape
 
 MIB = 2**20
 _HOST_BYTES = 840 * MIB

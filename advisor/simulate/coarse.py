@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tunekit.advisor.simulate.loop import Shape
+from tunekit.advisor.simulate.collated import Shape
 from tunekit.advisor.simulate.trace import Cost
 from tunekit.estimate import MemoryEstimate
 from tunekit.plan import Plan

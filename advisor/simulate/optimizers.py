@@ -115,6 +115,8 @@ def make(
     """
     from torch import optim as t
 
+    if not params:
+        return InPlace(()), None
     foreach = device == "cuda"
     name = optim.lower().removeprefix("paged_").replace("-", "_")
     if name in ("adamw_torch", "adamw", "lora+", "loraplus", "riemannian"):

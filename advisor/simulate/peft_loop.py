@@ -6,84 +6,60 @@ import contextlib
 from typing import Any
 
 import torch
-from torch import nn
 
+from tunekit.advisor.simulate.collated import Shape
 from tunekit.advisor.simulate.generation import EVALUATED_ROWS, EVALUATED_TOKENS
-from tunekit.advisor.simulate.loop import BETWEEN, Shape, Step, backward_and_update, make_batch
+from tunekit.advisor.simulate.loop import BETWEEN, Taking, backward_and_update
 from tunekit.advisor.simulate.trace import EVALUATION, GENERATION, NEXT_TOKEN, Recorder
-from tunekit.contracts import Objective
-from tunekit.task import Task
 
 
-def peft_benchmark(
-    recorder: Recorder,
-    model: nn.Module,
-    stacks: Any,
-    task: Task,
-    shape: Shape,
-    step: Step,
-    objective: Objective | None,
-    optimizer: Any,
-    device: str,
-) -> None:
+def peft_benchmark(taking: Taking) -> None:
     """Two steps: the last outputs live until new ones exist, gradients until then too.
 
     The key-value cache is not turned off there, and `zero_grad` comes before the forward pass. A window's last and shortest
     batch comes first: between it and the next window's longest one the allocator's cache is emptied.
     """
-    with recorder:
-        _steps(recorder, model, stacks, task, shape, step, optimizer, device)
+    with taking.recorder:
+        _steps(taking)
 
 
-def _steps(
-    recorder: Recorder, model: nn.Module, stacks: Any, task: Task, shape: Shape, step: Step, optimizer: Any, device: str
-) -> Any:
+def _steps(taking: Taking) -> Any:
     """The two steps; returns what is still alive after them."""
+    recorder, model, shape = taking.recorder, taking.model, taking.shape
     before = Shape(batch=shape.batch, length=shape.previous_length or shape.length, padded=shape.padded)
     for taken, moment in ((before, "start"), (shape, BETWEEN)):
         recorder.counts_ops, recorder.moment = taken is shape, moment
-        batch = make_batch(task, model, taken, device)
-        recorder.own(batch.values(), "activations")
+        batch = taking.batch(taken)
         model.zero_grad()
         recorder.moment = "forward"
         outputs = model(**batch)
         loss = outputs.loss
-        backward_and_update(recorder, model, stacks, step, optimizer, loss)
+        backward_and_update(taking, loss)
         recorder.mark([t for t in outputs.values() if isinstance(t, torch.Tensor)], "logits")
         recorder.mark(_cache_tensors(outputs), "activations")
         recorder.moment = "end"
     return batch, outputs, loss
 
 
-def peft_evaluation(
-    recorder: Recorder,
-    model: nn.Module,
-    stacks: Any,
-    task: Task,
-    shape: Shape,
-    step: Step,
-    objective: Objective | None,
-    optimizer: Any,
-    device: str,
-) -> None:
+def peft_evaluation(taking: Taking) -> None:
     """As `peft_benchmark`, and then the first passes of generating answers: the outputs of the step are still alive.
 
     Keys and values live on and grow by a token at each pass; the passes that follow are as the last one (see `generation`).
     """
+    recorder, model = taking.recorder, taking.model
     with recorder:
-        held = _steps(recorder, model, stacks, task, shape, step, optimizer, device)
+        held = _steps(taking)
         model.eval()
         recorder.counts_ops = False
         recorder.turn(EVALUATION)
-        batch = make_batch(task, model, Shape(batch=EVALUATED_ROWS, length=EVALUATED_TOKENS), device)
-        recorder.own(batch.values(), "activations")
+        batch = taking.batch(Shape(batch=EVALUATED_ROWS, length=EVALUATED_TOKENS))
         with torch.no_grad():
             answers = model(**{k: v for k, v in batch.items() if k != "labels"}, logits_to_keep=1)
             recorder.mark(_cache_tensors(answers), "cache")
             scores = answers.logits[:, -1].to(torch.float32, copy=True)
             for moment in (GENERATION, NEXT_TOKEN):
                 with contextlib.suppress(NotImplementedError):
-                    answers = _next_token(recorder, model, answers, moment, device)
+                    answers = _next_token(recorder, model, answers, moment, taking.on.device)
                     scores = answers.logits[:, -1].to(torch.float32, copy=True)
         recorder.turn("end")
         del answers, scores, held

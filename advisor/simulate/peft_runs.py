@@ -13,8 +13,8 @@ from tunekit.contracts import Method
 from tunekit.discovery import find
 
 if TYPE_CHECKING:
+    from tunekit.advisor.simulate.collated import Shape
     from tunekit.advisor.simulate.depth import Timeline
-    from tunekit.advisor.simulate.loop import Shape
 
 _ROWS, _WINDOWS_EVALUATED_IN = 20_000, 10
 """Rows of such a run; of its 250 windows those in whose middle it evaluates (each 500 steps, a window being 20), with what its

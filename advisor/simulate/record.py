@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tunekit.advisor.simulate.answers import ROWS
 from tunekit.advisor.simulate.depth import at_rows
+from tunekit.advisor.simulate.numbered import counts_blocks, names_blocks
 from tunekit.contracts import Method, Objective
+from tunekit.errors import UnsupportedError
 from tunekit.task import ProblemType, Task
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from tunekit.advisor.simulate.collated import Shape
     from tunekit.advisor.simulate.depth import Stack, Timeline
-    from tunekit.advisor.simulate.loop import Shape, Step
+    from tunekit.advisor.simulate.loop import Prepared, Step
+    from tunekit.advisor.simulate.supplied import Supplied
 
 _MAX_FAMILIES = 64
 _MAX_READY = 6
@@ -47,6 +51,18 @@ class Recorded:
     total_parameters: int
     trainable_bytes: int
     assumed: tuple[str, ...]
+    kept: KeptLayers | None = None
+    """Where what the frozen layers say comes with the batch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptLayers:
+    """The frozen layers whose answers are kept."""
+
+    layers: int
+    """How many, of the full model."""
+    token_bytes: int
+    """What the answer to a token takes."""
 
 
 Depth = Literal["whole", "short", "shorter"]
@@ -109,6 +125,8 @@ def _nothing_fixed(recorded: Recorded) -> Recorded:
 
 
 def _record(subject: Subject, method: Method, objective: Objective | None, shape: Shape, step: Step) -> Recorded:
+    if names_blocks(method.to_dict()):
+        return record_at(subject, method, objective, shape, step, whole=True)
     try:
         return record_at(subject, method, objective, shape, step, whole=False)
     except UntraceableError:
@@ -121,12 +139,10 @@ def _record(subject: Subject, method: Method, objective: Objective | None, shape
 class Ready:
     """A weightless model with a method on it, to take steps with."""
 
-    model: nn.Module
-    blocks: Sequence[Sequence[nn.Module]]
+    on: Prepared
     stacks: tuple[Stack, ...]
-    head: nn.Module | None
-    originals: frozenset[int]
-    """`id`s of the base's own parameters."""
+    learning: tuple[tuple[Any, ...], ...]
+    """What learns in each block, by stack."""
     outside: tuple[Any, ...]
     """Shapes of the parameters that the method put outside the blocks."""
     of: tuple[Any, ...]
@@ -135,18 +151,24 @@ class Ready:
     """Whether the method had to be given values when it started."""
 
     def depends_on_depth(self) -> bool:
-        """Whether what the method put outside the blocks is another size in a model with fewer blocks."""
-        if not self.outside or all(s.whole for s in self.stacks):
-            return False
+        """Whether a method does something else to a model with fewer blocks: to other blocks, or by another size outside them."""
         subject, method, described = self.of
-        if (subject, described) not in _outside_shorter:
-            _outside_shorter[subject, described] = _make_ready(subject, method, described, "shorter").outside
-        return _outside_shorter[subject, described] != self.outside
+        uneven = any(len(set(stack)) > 1 for stack in self.learning) or counts_blocks(method.to_dict())
+        if all(s.whole for s in self.stacks) or not (self.outside or uneven):
+            return False
+        if (subject, described) not in _shorter:
+            shorter = _make_ready(subject, method, described, "shorter")
+            _shorter[subject, described] = shorter.outside, shorter.learning
+        left = tuple(
+            stack if s.whole else tuple(block for i, block in enumerate(stack) if i != len(stack) // 2)
+            for s, stack in zip(self.stacks, self.learning, strict=True)
+        )
+        return _shorter[subject, described] != (self.outside, left)
 
 
 _readied: OrderedDict[Any, Ready] = OrderedDict()
-_outside_shorter: dict[Any, tuple[Any, ...]] = {}
-"""By subject and method: what the method puts outside the blocks of a model that is shorter still."""
+_shorter: dict[Any, tuple[Any, ...]] = {}
+"""By subject and method: what the method puts outside the blocks of a model that is shorter still, and what learns inside."""
 
 
 def _ready(subject: Subject, method: Method, step: Step, depth: Depth) -> Ready:
@@ -178,6 +200,7 @@ def _make_ready(subject: Subject, method: Method, described: str, depth: Depth) 
 
 def _applied(subject: Subject, method: Method, described: str, depth: Depth, made_up: bool = False) -> Ready:
     from tunekit.advisor.simulate.depth import fresh
+    from tunekit.advisor.simulate.loop import Prepared
     from tunekit.advisor.simulate.made_up import with_values, without_values
 
     bare, stacks = skeleton(subject, depth)
@@ -192,10 +215,16 @@ def _applied(subject: Subject, method: Method, described: str, depth: Depth, mad
         warnings.simplefilter("ignore")
         model = method.apply(base, subject.task)
     originals = without_values(model, own) if made_up else frozenset(id(p) for p in own)
+    learning = tuple(tuple(_learning(block) for block in stack) for stack in blocks)
     return Ready(
-        model=model, blocks=blocks, stacks=stacks, head=head, originals=originals,
+        on=Prepared(model=model, stacks=blocks, head=head, originals=originals), stacks=stacks, learning=learning,
         outside=_outside(model, blocks, shapes), of=(subject, method, described), made_up=made_up,
     )  # fmt: skip
+
+
+def _learning(block: nn.Module) -> Any:
+    """What learns in a block: names and shapes."""
+    return frozenset((name, tuple(p.shape)) for name, p in block.named_parameters() if p.requires_grad)
 
 
 def record_at(
@@ -213,20 +242,56 @@ def record_at(
 
     ready = _ready(subject, method, step, "whole" if whole else "short")
     if not whole and ready.depends_on_depth():
-        raise DepthError("the method adds parameters outside the blocks, as many as there are blocks")
+        raise DepthError("what the method does hangs on the number of blocks")
+    supply, kept, why = _supply(ready, subject.task, step)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            trace, assumed = record_step(
-                ready.model, ready.blocks, ready.head, subject.task, shape, step, objective, ready.originals
-            )
+            trace, assumed = record_step(ready.on, subject.task, shape, step, objective, supply)
         except Exception as e:
             if ready.made_up:
                 raise UntraceableError(f"{type(e).__name__}: {e}") from e
             raise
-    stacks = ready.stacks
-    counts = _count(ready.model, ready.blocks, stacks)
-    return Recorded(timeline=extend(trace, stacks), assumed=(assumed,) if assumed else (), **counts)
+    counts = _count(ready.on.model, ready.on.stacks, ready.stacks)
+    said = tuple(reason for reason in (assumed, why) if reason)
+    return Recorded(timeline=extend(trace, ready.stacks), assumed=said, kept=kept, **counts)
+
+
+def _supply(ready: Ready, task: Task, step: Step) -> tuple[Supplied | None, KeptLayers | None, str | None]:
+    """What the frozen layers say where it comes with the batch, how many they are, and why none are."""
+    from tunekit.advisor.simulate.supplied import supplied
+
+    if not step.supplied:
+        return None, None, None
+    try:
+        supply = supplied(ready.on, task, step)
+    except UnsupportedError as e:
+        return None, None, f"nothing of the frozen layers is kept: {e.findings[0].why}"
+    stack = next(s for s in ready.stacks if supply.part.stack.endswith(s.name))
+    frozen = len(supply.part.layers)
+    layers = stack.kept[frozen] if frozen < len(stack.kept) else len(stack.templates)
+    return supply, KeptLayers(layers=layers, token_bytes=supply.token_bytes), None
+
+
+@lru_cache(maxsize=8)
+def record_filling(subject: Subject, layers: int, shape: Shape, step: Step) -> Timeline:
+    """A batch of the pass that fills the store of what the lowest layers say, on a model that has no others."""
+    from tunekit.advisor.simulate.depth import fresh
+    from tunekit.advisor.simulate.extension import extend
+    from tunekit.advisor.simulate.loop import Prepared, record_step
+    from tunekit.advisor.weightless import prepare_config
+
+    below = prepare_config(json.loads(subject.config_json), subject.task, num_layers=max(2, layers))
+    bare, stacks = skeleton(replace(subject, config_json=json.dumps(below.to_dict(), default=str)), "short")
+    model = fresh(bare)
+    for p in model.parameters():
+        p.requires_grad_(False)
+    on = Prepared(model=model, stacks=[list(_blocks(model, s)) for s in stacks])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trace, _ = record_step(on, subject.task, replace(shape, batch=ROWS if shape.batch > 1 else 1), step)
+    timeline = extend(trace, stacks)
+    return at_rows(timeline, shape.batch) if shape.batch > 1 else timeline
 
 
 def _blocks(model: nn.Module, stack: Stack) -> Sequence[nn.Module]:

@@ -31,6 +31,8 @@ _CPU_HALF_GFLOPS_PER_CORE = 150.0
 _CPU_BYTES_PER_SECOND = 14e9
 """What elementwise ops move on one core, measured 4 (fresh memory) to 70 (in its cache); more than four share a memory."""
 _CPU_LAUNCH_SECONDS = 8e-6
+SUPPLY_BYTES_PER_SECOND = 6e9
+"""At which a batch gets what the frozen layers say: written once and copied once in host memory on one core, and over PCIe 4.0 to a card."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

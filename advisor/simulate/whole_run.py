@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tunekit.advisor.simulate.allocator import end_of_start
 from tunekit.advisor.simulate.run_lengths import Order, padded_lengths, telling
 from tunekit.advisor.simulate.sequence import CycleError, Replay, cycle
 
 if TYPE_CHECKING:
+    from tunekit.advisor.simulate.collated import Shape
     from tunekit.advisor.simulate.depth import Timeline
-    from tunekit.advisor.simulate.loop import Shape
     from tunekit.plan import Plan
     from tunekit.workload import DataFacts
 
@@ -58,5 +59,5 @@ def replayed(
     for number, length in telling(padded):
         run.step(step, length, number)
     if evaluated is not None:
-        run.once(evaluated.events, evaluated.sizes, "evaluation")
+        run.once(evaluated.events[end_of_start(evaluated) :], evaluated.sizes, "evaluation")
     return run

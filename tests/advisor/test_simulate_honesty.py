@@ -8,7 +8,8 @@ import pytest
 
 import zoo
 from tunekit.advisor.observe.model import model_facts
-from tunekit.advisor.simulate import estimate, estimate_memory, estimate_time
+from tunekit.advisor.simulate import estimate_memory, estimate_time
+from tunekit.advisor.simulate.question import Question
 from tunekit.advisor.simulate.savings import savings
 from tunekit.methods.full import Full
 from tunekit.methods.lora import Lora
@@ -74,7 +75,7 @@ def test_a_model_that_cannot_be_traced_is_estimated_coarsely_and_says_so(monkeyp
         raise RuntimeError("Tensor.item() cannot be called on meta tensors")
 
     traced = estimate_memory(plan(), CARD, None, model=wide())
-    monkeypatch.setattr(estimate, "_recorded", looks_at_values)
+    monkeypatch.setattr(Question, "recorded", looks_at_values)
     found = estimate_memory(plan(), CARD, None, model=wide())
     assert found.fidelity == "coarse"
     assert "Tensor.item()" in found.reasons[0]

@@ -7,7 +7,8 @@ import pytest
 import zoo
 from tunekit.advisor.observe.model import model_facts
 from tunekit.advisor.simulate.batches import Batches, batches
-from tunekit.advisor.simulate.estimate import _ops
+from tunekit.advisor.simulate.duration import ops_of_a_step
+from tunekit.advisor.simulate.question import Question
 from tunekit.discovery import find
 from tunekit.plan import Plan
 from tunekit.workload import DataFacts, Hardware
@@ -17,7 +18,8 @@ MODEL = model_facts(zoo.config("llama"))
 
 
 def flops(plan: Plan, shapes: Batches) -> float:
-    return sum(cost.flops * count for _, cost, count in _ops(plan, CARD, None, "trainer", MODEL, shapes, None))
+    asked = Question(plan=plan, hardware=CARD, data=None, model=MODEL)
+    return sum(cost.flops * count for _, cost, count in ops_of_a_step(asked, shapes))
 
 
 @pytest.mark.parametrize("method", ["lora", "prompt-tuning", "p-tuning", "prefix-tuning", "p-tuning-v2"])

@@ -10,8 +10,10 @@ from simulated import peak_bytes, step
 from transformers import Trainer, TrainingArguments
 
 import zoo
+from tunekit.advisor.simulate.checkpointing import enable_checkpointing
+from tunekit.advisor.simulate.collated import Shape, make_batch
 from tunekit.advisor.simulate.depth import find_stacks
-from tunekit.advisor.simulate.loop import Shape, enable_checkpointing, make_batch, record_step
+from tunekit.advisor.simulate.loop import Prepared, record_step
 from tunekit.advisor.simulate.record import output_head
 from tunekit.advisor.simulate.trace import Recorder
 from tunekit.advisor.weightless import build
@@ -66,8 +68,7 @@ def test_the_described_loop_is_the_trainers(
     model = build(zoo.config(architecture), task)
     stacks = [list(blocks) for _, blocks in find_stacks(model)]
     originals = frozenset(id(p) for p in model.parameters())
-    trace, _ = record_step(
-        model, stacks, output_head(model), task, SHAPE, step(checkpoints=checkpoints), None, originals, "meta"
-    )
+    on = Prepared(model=model, stacks=stacks, head=output_head(model), originals=originals)
+    trace, _ = record_step(on, task, SHAPE, step(checkpoints=checkpoints))
     described = peak_bytes(trace)
     assert abs(described - real) <= 0.001 * real, f"described {described}, real {real}"

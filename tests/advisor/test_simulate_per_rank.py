@@ -11,9 +11,10 @@ import pytest
 import zoo
 from tunekit.advisor.observe.model import model_facts
 from tunekit.advisor.simulate import estimate_memory
-from tunekit.advisor.simulate.estimate import _held_in
-from tunekit.advisor.simulate.loop import Shape
+from tunekit.advisor.simulate.collated import Shape
+from tunekit.advisor.simulate.held import held_in
 from tunekit.advisor.simulate.per_rank import PerRank
+from tunekit.advisor.simulate.question import Question
 from tunekit.estimate import MemoryEstimate
 from tunekit.methods.full import Full
 from tunekit.methods.lora import Lora
@@ -127,7 +128,7 @@ def update(sharding: str | None, ranks: int = 4, **changes: Any) -> PerRank:
     }  # fmt: skip
     plan = Plan(**{**plain, **changes})
     shape = Shape(batch=1, length=32, padded=False)
-    return _held_in("trainer", plan, CARDS, None, wide(), shape).share
+    return held_in(Question(plan=plan, hardware=CARDS, data=None, model=wide()), shape).share
 
 
 def most_in_update(share: PerRank) -> int:

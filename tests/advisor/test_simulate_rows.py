@@ -12,8 +12,8 @@ from simulated import SHAPE, step
 
 import zoo
 from tunekit.advisor.simulate.answers import ROWS, Cost
+from tunekit.advisor.simulate.collated import Shape
 from tunekit.advisor.simulate.depth import at_rows
-from tunekit.advisor.simulate.loop import Shape
 from tunekit.advisor.simulate.record import Recorded, Subject, record_at
 from tunekit.contracts import Method
 from tunekit.methods.full import Full

@@ -12,10 +12,11 @@ from tunekit.advisor.observe.model import model_facts
 from tunekit.advisor.simulate import estimate_memory
 from tunekit.advisor.simulate.allocator import CachingAllocator, replay
 from tunekit.advisor.simulate.batches import batches
+from tunekit.advisor.simulate.collated import Shape
 from tunekit.advisor.simulate.depth import Timeline
-from tunekit.advisor.simulate.estimate import _held_in
-from tunekit.advisor.simulate.loop import Shape
+from tunekit.advisor.simulate.held import held_in
 from tunekit.advisor.simulate.peak import peak
+from tunekit.advisor.simulate.question import Question
 from tunekit.advisor.simulate.run_lengths import padded_lengths, telling
 from tunekit.advisor.simulate.sequence import CycleError, Replay, cycle
 from tunekit.advisor.simulate.whole_run import replayed
@@ -44,7 +45,7 @@ def plan(**changes: Any) -> Plan:
 
 
 def timeline(asked: Plan, shape: Shape) -> Timeline:
-    return _held_in("trainer", asked, CARD, None, wide(), shape).share.timeline
+    return held_in(Question(plan=asked, hardware=CARD, data=None, model=wide()), shape).share.timeline
 
 
 def longest(asked: Plan, data: DataFacts = LENGTHS) -> Shape:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tunekit.advice import Advice, Entry
 from tunekit.advisor.candidates import unknown
@@ -19,9 +19,10 @@ from tunekit.advisor.observe.given import Given
 from tunekit.advisor.observe.hardware import hardware as observe_hardware
 from tunekit.advisor.observe.model import model_facts
 from tunekit.advisor.order import order
+from tunekit.advisor.propose import held_out, propose
 from tunekit.advisor.propose import max_length as proposed_length
-from tunekit.advisor.propose import propose
 from tunekit.advisor.rescue import nothing_fits
+from tunekit.advisor.stopping import without_rows
 from tunekit.errors import InvalidError, TunekitError, raise_all
 from tunekit.finding import Finding, error, nearest, note
 from tunekit.task import Task
@@ -47,6 +48,7 @@ def advise(
     teacher: str | Path | None = None,
     adapters: Sequence[str] | None = None,
     unlabelled: int | None = None,
+    own_loss: float | Literal["measure"] | None = None,
 ) -> Advice:
     """Compares the methods for one question; `tunekit.advise` documents the arguments.
 
@@ -62,14 +64,22 @@ def advise(
         (2, ())
     """
     given, where, slugs = _plain_values(
-        hardware, goal, methods, num_examples, num_labels, mean_tokens, max_length, label_names, teacher, adapters, unlabelled
+        hardware, goal, methods, num_examples, num_labels, mean_tokens, max_length, label_names, teacher, adapters, unlabelled,
+        own_loss,
     )  # fmt: skip
     facts = model_facts(model)
-    seen = observe_data(facts, dataset, task, columns, given)
+    seen = observe_data(facts, dataset, task, columns, given, _live(model))
     workload = Workload(
         model=facts, data=seen.data, task=seen.task, hardware=where, goal=goal, data_source=seen.source, max_length=max_length
     )  # fmt: skip
     return answer(workload, slugs, seen.findings)
+
+
+def _live(model: Any) -> PreTrainedModel | None:
+    """The model, where it is one and not its name or configuration."""
+    from transformers import PreTrainedModel
+
+    return model if isinstance(model, PreTrainedModel) else None
 
 
 def answer(
@@ -92,7 +102,7 @@ def answer(
         fitted = _once([fit(workload, plan, simulator) for plan in plans])
     entries = [*(_entry(workload, f) for f in fitted), *refused]
     ranked, rejected, shared = order(workload, entries)
-    about = [*findings, *_about_lengths(workload), *shared]
+    about = [*findings, *_about_lengths(workload), *without_rows(workload, held_out(workload)), *shared]
     if not ranked:
         about += nothing_fits(workload, rejected, simulator)
     return Advice(workload=workload, ranked=ranked, rejected=rejected, findings=tuple(about), version=version())
@@ -168,8 +178,8 @@ def _plain_values(
 
 def _about_lengths(workload: Workload) -> list[Finding]:
     """How many rows the plans' truncation cuts, where it cuts any."""
-    limit, lengths = proposed_length(workload), workload.data.lengths
-    cut = sum(n > limit for n in lengths) / len(lengths) if limit and lengths else 0.0
+    limit = proposed_length(workload)
+    cut = workload.data.truncated_share(limit) if limit else 0.0
     if cut == 0.0 or limit is None:
         return []
     why = "the longest rows set the memory of the whole run" if workload.max_length is None else "`max_length` says so"

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from tunekit.advice import Entry
 from tunekit.advisor.candidates import Candidate, candidates
+from tunekit.advisor.stopping import stopping
 from tunekit.contracts import Method, Recipe, learnt_form
 from tunekit.finding import Finding
 from tunekit.plan import DataSpec, Plan
@@ -23,6 +24,8 @@ _KEPT_GAIN = 1.3
 _KEPT_MEMORY = 0.25
 """Share of the host's memory that they may take unasked."""
 _EVAL_SHARE = 0.1
+_EVAL_MOST = 5000
+"""Rows after which a score is good to 0.7 points."""
 _EVAL_FROM = 200
 """With fewer rows than this none are held out unasked."""
 
@@ -80,14 +83,16 @@ def make_plan(workload: Workload, method: Method, candidate: Candidate | None = 
     if candidate.quantization is not None:
         knobs |= quantized(workload, candidate.quantization)
     devices = workload.hardware.total_devices
+    data = _data_spec(workload)
     epochs = candidate.num_train_epochs or recipe.num_train_epochs
     rows = rows_per_device(recipe, workload)
+    evaluated = stopping(workload, held_out(workload), epochs, method.trains_base)
     return Plan(
         model=workload.model.name,
         revision=workload.model.revision,
         task=workload.task.name,
         problem_type=workload.data.problem_type,
-        data=_data_spec(workload),
+        data=data,
         output_dir=f"runs/{candidate.objective.slug if candidate.objective else method.slug}",
         method=method,
         objective=candidate.objective,
@@ -100,6 +105,8 @@ def make_plan(workload: Workload, method: Method, candidate: Candidate | None = 
         lr_scheduler_type=recipe.lr_scheduler_type,
         warmup=recipe.warmup,
         num_train_epochs=epochs,
+        eval_interval=evaluated.eval_interval,
+        early_stopping_patience=evaluated.early_stopping_patience,
         loss_kernel=loss_kernel(workload, candidate),
         frozen_activations=frozen_activations(workload, candidate, epochs),
         optim="adamw_torch_fused",
@@ -176,9 +183,23 @@ def _data_spec(workload: Workload) -> DataSpec | None:
         path=workload.data_source,
         columns=dict(data.columns),
         label_names=data.label_names,
-        eval_share=_EVAL_SHARE if not data.num_eval_examples and data.num_examples >= _EVAL_FROM else 0.0,
+        eval_share=_eval_share(workload),
         fingerprint=data.fingerprint or None,
     )
+
+
+def _eval_share(workload: Workload) -> float:
+    """Share of the training rows to hold out where there is no split for it: a tenth, of many rows as much as tells a point."""
+    data = workload.data
+    if data.num_eval_examples or data.num_examples < _EVAL_FROM:
+        return 0.0
+    return float(f"{min(_EVAL_SHARE, _EVAL_MOST / data.num_examples):.2g}")
+
+
+def held_out(workload: Workload) -> int:
+    """Rows that a plan of this question is evaluated on; 0 where none are known before a dataset is handed over."""
+    share = _eval_share(workload) if workload.data_source is not None else 0.0
+    return workload.data.num_eval_examples or round(share * workload.data.num_examples)
 
 
 def refusal(workload: Workload, plan: Plan) -> Finding | None:

@@ -5,8 +5,9 @@
     python benchmarks/advice_regret.py --minutes 0                           prints what is there
 
 Every method is trained at its own recipe, with two seeds, on 32, 200, 1,000 and all rows (at most 4,000) of sst2, trec,
-sick, wnut17 and banking77, and scored on 500 test rows; small runs come first. Runs are kept in
-benchmarks/results/advice_regret.csv and not repeated. The table sets the pick beside "always LoRA" and a random method;
+sick, wnut17 and banking77, and scored on 500 test rows. A run ends after 250 steps (`--steps`), half of what the recipes take
+on most sizes: the schedule is that of so many steps. Small runs come first, and one seed of every size before the second. Runs
+are kept in benchmarks/results/advice_regret.csv and not repeated; a run that was cut off is lost, none before it. The table sets the pick beside "always LoRA" and a random method;
 only cells in which every method was run count, and it says how many those are.
 """
 
@@ -16,6 +17,7 @@ import argparse
 import csv
 import json
 import logging
+import math
 import os
 import random
 import time
@@ -31,10 +33,11 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "advice_regret.csv"
-FIELDS = ("dataset", "rows", "method", "seed", "score", "metric", "learning_rate", "epochs", "cpu_seconds")
+FIELDS = ("dataset", "rows", "method", "seed", "score", "metric", "learning_rate", "epochs", "steps", "cpu_seconds")
 SIZES = (32, 200, 1000, 4000)
 SEEDS = (1, 2)
 TEST_ROWS = 500
+MOST_STEPS = 250
 GIB = 2**30
 
 
@@ -123,17 +126,32 @@ def plans(answer: Any) -> dict[str, Any]:
     return found
 
 
-def run(plan: Any, here: Cell, seed: int, folder: str) -> dict[str, Any]:
+def run(plan: Any, here: Cell, seed: int, most_steps: int, folder: str) -> dict[str, Any]:
     """One run; the score is that of the test rows after the last step, in points of 100."""
     from transformers import ProgressCallback
 
     import tunekit
 
     spec = tunekit.DataSpec(path="rows", columns=here.source.columns, label_names=here.label_names)
-    plan = plan.replace(seed=seed, output_dir=folder, callbacks=(), data=spec)
-    trainer = tunekit.trainer(plan, train_dataset=here.train, eval_dataset=here.test)
-    trainer.args.eval_strategy = trainer.args.save_strategy = "no"
-    trainer.args.load_best_model_at_end = False
+    planned = math.ceil(len(here.train) / plan.effective_batch_size) * plan.num_train_epochs
+    steps = min(most_steps, math.ceil(planned))
+    plan = plan.replace(
+        seed=seed,
+        output_dir=folder,
+        callbacks=(),
+        data=spec,
+        max_steps=steps,
+        eval_interval=None,
+        early_stopping_patience=None,
+    )
+    trainer = tunekit.trainer(
+        plan,
+        train_dataset=here.train,
+        eval_dataset=here.test,
+        eval_strategy="no",
+        save_strategy="no",
+        load_best_model_at_end=False,
+    )
     trainer.remove_callback(ProgressCallback)
     start = time.process_time()
     trainer.train()
@@ -141,7 +159,7 @@ def run(plan: Any, here: Cell, seed: int, folder: str) -> dict[str, Any]:
     scores = trainer.evaluate()
     return {
         "score": round(100 * scores[f"eval_{here.source.metric}"], 2), "metric": here.source.metric,
-        "learning_rate": plan.learning_rate, "epochs": plan.num_train_epochs, "cpu_seconds": round(seconds, 1),
+        "learning_rate": plan.learning_rate, "epochs": plan.num_train_epochs, "steps": steps, "cpu_seconds": round(seconds, 1),
     }  # fmt: skip
 
 
@@ -160,9 +178,9 @@ def write(found: list[dict[str, Any]]) -> None:
 
 
 def wanted(asked: Any) -> Iterator[tuple[int, int, str]]:
-    """(size, seed, dataset), the cheap ones first; both seeds of a size before the next size."""
-    for size in asked.sizes:
-        for seed in SEEDS:
+    """(size, seed, dataset), the cheap ones first, one seed of everything before the second."""
+    for seed in SEEDS:
+        for size in asked.sizes:
             for dataset in asked.datasets:
                 yield size, seed, dataset
 
@@ -185,7 +203,7 @@ def train(asked: Any, found: list[dict[str, Any]]) -> None:
                 return
             with TemporaryDirectory() as folder:
                 try:
-                    result = run(plan, here, seed, f"{folder}/run")
+                    result = run(plan, here, seed, asked.steps, f"{folder}/run")
                 except Exception as e:
                     print(f"{dataset} {size} {slug}: {type(e).__name__}: {e}", flush=True)
                     continue
@@ -197,24 +215,31 @@ def train(asked: Any, found: list[dict[str, Any]]) -> None:
             )
 
 
-def means(found: list[Mapping[str, Any]]) -> dict[tuple[str, int], dict[str, float]]:
-    """Mean score over the seeds, by cell and method."""
-    scores: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+def by_seed(found: list[Mapping[str, Any]]) -> dict[tuple[str, int], dict[int, dict[str, float]]]:
+    """Score by cell, seed and method."""
+    scores: dict[tuple[str, int], dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in found:
-        scores[row["dataset"], int(row["rows"])][row["method"]].append(float(row["score"]))
-    return {key: {m: sum(s) / len(s) for m, s in by.items()} for key, by in sorted(scores.items())}
+        scores[row["dataset"], int(row["rows"])][int(row["seed"])][row["method"]] = float(row["score"])
+    return dict(sorted(scores.items()))
+
+
+def means(seeds: Mapping[int, Mapping[str, float]], methods: set[str]) -> tuple[dict[str, float], int]:
+    """Mean score of each method over the seeds for which every method was run, and how many those are."""
+    whole = [scores for scores in seeds.values() if methods <= set(scores)]
+    return {m: sum(scores[m] for scores in whole) / len(whole) for m in methods} if whole else {}, len(whole)
 
 
 def table(asked: Any, found: list[Mapping[str, Any]]) -> str:
     """A line a cell, and the mean regret of the pick, of LoRA and of a random method over the cells that are whole."""
     lines = [f"{'dataset':10}{'rows':>6}  {'best':22}{'pick':22}{'regret':>8}{'LoRA':>8}{'random':>8}{'seeds':>7}"]
     whole: list[tuple[float, float, float]] = []
-    for (dataset, size), scores in means(found).items():
+    for (dataset, size), by in by_seed(found).items():
         if dataset not in asked.datasets or size not in asked.sizes:
             continue
         answer = advice(cell(asked.data, dataset, size))
-        missing = set(plans(answer)) - set(scores)
-        if missing:
+        scores, seeds = means(by, set(plans(answer)))
+        missing = set(plans(answer)) - max((set(s) for s in by.values()), key=len)
+        if not scores:
             lines.append(f"{dataset:10}{size:6}  not whole: {', '.join(sorted(missing))} missing")
             continue
         pick = next(e.plan.method.slug for e in answer.ranked if e.plan.objective is None)
@@ -222,7 +247,6 @@ def table(asked: Any, found: list[Mapping[str, Any]]) -> str:
         behind = {m: scores[best] - s for m, s in scores.items()}
         at_random = sum(behind.values()) / len(behind)
         whole.append((behind[pick], behind["lora"], at_random))
-        seeds = len({r["seed"] for r in found if r["dataset"] == dataset and int(r["rows"]) == size})
         lines.append(
             f"{dataset:10}{size:6}  {best + f' {scores[best]:.1f}':22}{pick + f' {scores[pick]:.1f}':22}{behind[pick]:8.2f}"
             f"{behind['lora']:8.2f}{at_random:8.2f}{seeds:7}"
@@ -244,6 +268,7 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="*", default=list(SOURCES), choices=list(SOURCES), metavar="DATASET")
     parser.add_argument("--sizes", nargs="*", type=int, default=list(SIZES))
     parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--steps", type=int, default=MOST_STEPS, help="optimizer steps of a run at most")
     asked = parser.parse_args()
     if not asked.data.is_dir():
         raise SystemExit(f"{asked.data}: no such folder; pass --data")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +13,7 @@ from tunekit.attach import prepare
 from tunekit.data.collate import collator as task_collator
 from tunekit.discovery import find
 from tunekit.errors import raise_all
-from tunekit.finding import error
+from tunekit.finding import error, warning
 from tunekit.host import training_arguments
 from tunekit.joining import lies_flat, told_apart
 from tunekit.material import Material, gather
@@ -26,12 +27,13 @@ from tunekit.workload import Goal
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
     from tunekit.advice import Advice
     from tunekit.estimate import MemoryEstimate, TimeEstimate
     from tunekit.workload import DataFacts
 
+_LOG = logging.getLogger(__name__)
 Loop = Literal["trainer", "peft-benchmark"]
 
 
@@ -50,7 +52,7 @@ def trainer(
     Args:
         plan: The plan. Its `data` is read where no dataset is given.
         train_dataset: Rows with the task's columns: a Dataset, a list of dicts, a path, or rows already tokenised.
-        eval_dataset: The same for evaluation; with it each epoch is evaluated and the best one kept.
+        eval_dataset: The same for evaluation; with it each epoch (or `eval_interval`) is evaluated and the best one kept.
         model: A model to take over instead of loading `plan.model`: of the task's auto class, or already prepared.
         callbacks: Further callbacks, after those that the plan and its method name.
         overwrite: Whether an output folder that holds something may be written into.
@@ -96,12 +98,29 @@ def trainer(
         data_collator=collator(plan, material.tokenizer),
         compute_metrics=compute if material.eval is not None else None,
         preprocess_logits_for_metrics=preprocess if material.eval is not None else None,
-        callbacks=[*plan.method.callbacks(), *(find("callback", slug)() for slug in plan.callbacks), *callbacks],
+        callbacks=[
+            *plan.method.callbacks(),
+            *_stopping(plan, args),
+            *(find("callback", slug)() for slug in plan.callbacks),
+            *callbacks,
+        ],
     )
     _one_bar(made)
     if plan.frozen_activations == "cached":
         keep_frozen_activations(made)
     return made
+
+
+def _stopping(plan: Plan, args: TrainingArguments) -> list[TrainerCallback]:
+    """What ends the run early, where the plan asks for it and there is something to judge by."""
+    if plan.early_stopping_patience is None:
+        return []
+    if args.eval_strategy == "no":
+        why = "there are no rows to evaluate on, or their evaluation is switched off"
+        fix = "pass `eval_dataset=`, set `data.eval_share`, or `early_stopping_patience: null`"
+        _LOG.warning("%s", warning("early-stopping-without-rows", "the run will not stop early", why, fix))
+        return []
+    return [find("callback", "early-stopping")(patience=plan.early_stopping_patience)]
 
 
 def _form(plan: Plan, task: Task, model: Any) -> Task:
@@ -250,10 +269,11 @@ def advise(
     teacher: str | None = None,
     adapters: Sequence[str] | None = None,
     unlabelled: int | None = None,
+    own_loss: float | Literal["measure"] | None = None,
 ) -> Advice:
     """Which method, will it fit, how long will it take: every method compared for this question, best first.
 
-    Nothing is downloaded unless a hub id is named, no weights are read, no GPU is touched.
+    Nothing is downloaded unless a hub id is named, no weights are read unless `own_loss="measure"` asks for it, no GPU is touched.
 
     Args:
         model: Hub id, local folder (a config.json is enough), `PretrainedConfig` or `PreTrainedModel`.
@@ -271,6 +291,9 @@ def advise(
         teacher: A larger model of the same task that is at hand.
         adapters: Adapters trained for related tasks that are at hand.
         unlabelled: Further rows without labels.
+        own_loss: Nats a token that the model loses on the rows before any training, which says how close they are to what it
+            has seen; `"measure"` reads the weights and a sample of the rows (seconds for a small model). A small live model on
+            the CPU is measured unasked.
 
     Raises:
         TunekitError: everything that is wrong with the question.
@@ -291,7 +314,7 @@ def advise(
     answer = ask(
         model, dataset, task, columns, hardware, goal, methods, num_examples=num_examples, num_labels=num_labels,
         mean_tokens=mean_tokens, max_length=max_length, label_names=label_names, teacher=teacher, adapters=adapters,
-        unlabelled=unlabelled,
+        unlabelled=unlabelled, own_loss=own_loss,
     )  # fmt: skip
     return dataclasses.replace(answer, make_trainer=trainer)
 

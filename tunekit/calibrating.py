@@ -62,7 +62,7 @@ def _steps(plan: Plan, train_dataset: Any, steps: int) -> tuple[dict[str, Any], 
     from tunekit.callbacks.run_record import RunRecord
 
     with tempfile.TemporaryDirectory(prefix="tunekit-calibrate-") as folder:
-        short = plan.replace(max_steps=steps, output_dir=folder, callbacks=())
+        short = plan.replace(max_steps=steps, output_dir=folder, callbacks=(), early_stopping_patience=None)
         made = trainer(
             short, train_dataset=train_dataset, overwrite=True, save_strategy="no", eval_strategy="no",
             load_best_model_at_end=False, report_to=[], disable_tqdm=True,

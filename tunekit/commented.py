@@ -122,6 +122,23 @@ def _epochs(entry: Entry, workload: Workload) -> str:
     return f"many passes over few rows, few over many; {workload.data.num_examples:,} here"
 
 
+def _interval(entry: Entry, workload: Workload) -> str:
+    return (
+        "once an epoch, as often as passing the rows that many times needs"
+        if entry.plan.eval_interval is None
+        else "about ten times a run of few passes, so that the best moment is not missed; seldomer where many rows are held out"
+    )
+
+
+def _patience(entry: Entry, workload: Workload) -> str:
+    if entry.plan.early_stopping_patience is None:
+        return "null: no rows are held out, or too few evaluations to judge by"
+    return (
+        "the fewer rows, the noisier their score and the longer it waits; a quarter of the run at least, since small sets need "
+        "more steps than is usual (Prechelt, 1998; Mosbach et al., 2021; Zhang et al., 2021)"
+    )
+
+
 def _warmup(entry: Entry, workload: Workload) -> str:
     return "the share of the steps in which the rate rises; a little longer on small sets"
 
@@ -186,6 +203,8 @@ _WHY: Mapping[str, Callable[[Entry, Workload], str]] = {
     "warmup": _warmup,
     "seed": _plain("another seed moves the score by a point or so on small sets"),
     "loss_kernel": _plain("how the loss over the vocabulary is computed: plain, in chunks, or by Liger's kernel"),
+    "eval_interval": _interval,
+    "early_stopping_patience": _patience,
     "frozen_activations": _frozen,
     "num_machines": _plain("machines that share the run"),
     "offload": _plain("null: everything stays on the devices"),

@@ -60,7 +60,7 @@ HOST_FIELDS: tuple[HostField, ...] = (
 ELSEWHERE: tuple[str, ...] = (
     "model", "task", "method", "revision", "problem_type", "data", "objective", "max_length", "packing", "dtype",
     "quantization", "attn_implementation", "num_processes", "num_machines", "sharding", "offload", "offload_to", "callbacks",
-    "frozen_activations",
+    "frozen_activations", "eval_interval", "early_stopping_patience",
 )  # fmt: skip
 """Fields of the plan that act on the model, the rows or the launch, not on `TrainingArguments`."""
 
@@ -86,7 +86,7 @@ def training_arguments(
 
     Args:
         plan: The plan.
-        evaluates: Whether there are rows to evaluate on: then each epoch is evaluated and the best one kept.
+        evaluates: Whether there are rows to evaluate on: then each epoch (or `eval_interval`) is evaluated and the best one kept.
         cpu: Whether to stay on the CPU.
         overrides: Host fields that the plan has no say in, such as `logging_steps`.
 
@@ -131,6 +131,9 @@ def _habits(plan: Plan, task: Task, evaluates: bool) -> dict[str, Any]:
             "metric_for_best_model": f"eval_{task.metric}" if task.has_head else "eval_loss",
             "greater_is_better": task.greater_is_better,
         }
+        if plan.eval_interval is not None:
+            step = plan.eval_interval if plan.eval_interval < 1 else int(plan.eval_interval)
+            habits |= {"eval_strategy": "steps", "eval_steps": step, "save_strategy": "steps", "save_steps": step}
         if task.name == "sequence-classification" and plan.problem_type == "regression":
             habits |= {"metric_for_best_model": "eval_spearman"}
         if plan.problem_type == "multi_label_classification":

@@ -193,6 +193,12 @@ class Plan:
     """`cpu`, or a folder on a fast disk."""
     callbacks: tuple[str, ...] = ()
     """Slugs of tunekit callbacks."""
+    eval_interval: float | None = None
+    """How often the rows held out are asked and a checkpoint is kept. None: once an epoch; below 1: after this share of all
+    steps; from 1: after so many steps."""
+    early_stopping_patience: int | None = None
+    """Evaluations without a better score after which the run ends; None: it never ends early. The best checkpoint remains
+    either way. Without rows to evaluate on it does nothing, and the run says so."""
     frozen_activations: Literal["recomputed", "cached"] = "recomputed"
     """What the layers below the first one that learns say of a row: asked at every step, or once before training and
     kept, in memory or in a file in `output_dir` by their size. Kept ones are without dropout, which a frozen layer otherwise

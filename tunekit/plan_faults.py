@@ -18,6 +18,7 @@ AT_LEAST: Mapping[str, int] = {
     "max_grad_norm": 0,
     "warmup": 0,
     "max_steps": 1,
+    "early_stopping_patience": 1,
     "seed": 0,
     "num_processes": 1,
     "num_machines": 1,
@@ -31,10 +32,11 @@ AT_MOST: Mapping[str, int] = {
     "gradient_accumulation_steps": 1_000_000,
     "num_processes": 1_000_000,
     "num_machines": 1_000_000,
+    "early_stopping_patience": 1_000_000,
 }
 """The largest value where something is made for each: rows, tokens, processes. Far above what anybody has run."""
 
-ABOVE_ZERO = ("learning_rate", "num_train_epochs")
+ABOVE_ZERO = ("learning_rate", "num_train_epochs", "eval_interval")
 LARGEST_SEED = 2**32 - 1
 """NumPy's generator, which the host seeds too, takes no more."""
 
@@ -59,6 +61,12 @@ def range_faults(values: Mapping[str, Any]) -> list[Finding]:
     ]
     if given.get("seed", 0) > LARGEST_SEED:
         faults.append(_out_of_range("seed", given["seed"], f"it must be at most {LARGEST_SEED}", "set `seed: 42`"))
+    if given.get("eval_interval", 1) > 1 and given["eval_interval"] % 1:
+        why, fix = (
+            "from 1 on it is a number of steps, which is whole",
+            "set `eval_interval: 0.1` or `eval_interval: 100`",
+        )
+        faults.append(_out_of_range("eval_interval", given["eval_interval"], why, fix))
     if not str(given.get("model", "x")).strip():
         faults.append(
             error("plan-model", "`model` is empty", "there is nothing to train", "name a hub id or a local folder")

@@ -149,7 +149,9 @@ def _probed(entry: Entry, train: Any, held_out: Any, steps: int, arguments: dict
     from tunekit.assemble import trainer
 
     with TemporaryDirectory() as folder:
-        plan = entry.plan.replace(max_steps=steps, output_dir=str(Path(folder) / "probe"), callbacks=())
+        plan = entry.plan.replace(
+            max_steps=steps, output_dir=str(Path(folder) / "probe"), callbacks=(), early_stopping_patience=None
+        )
         quiet = {
             "save_strategy": "no",
             "eval_strategy": "no",

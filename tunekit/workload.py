@@ -124,6 +124,9 @@ class DataFacts:
     """Adapters trained for related tasks that are at hand."""
     teacher: str | None = None
     """A larger model of the same task that is at hand."""
+    own_loss: float | None = None
+    """Nats a token that the model loses on a sample of the rows before any training: on what it would write, or on the texts
+    themselves (of a masked model on masked tokens). The less, the closer they are to what it has seen; None: not known."""
     fingerprint: str = ""
     """A digest of the rows, where there were any to read."""
 
@@ -144,6 +147,15 @@ class DataFacts:
         """The smallest length that `share` (0 to 1) of the known rows do not exceed."""
         rank = math.ceil(round(share * len(self.lengths), 6))
         return self.lengths[max(rank, 1) - 1] if self.lengths else 0
+
+    def truncated_share(self, max_length: int) -> float:
+        """Share of the known rows that are longer than `max_length` tokens.
+
+        Example:
+            >>> DataFacts(num_examples=9, lengths=(8, 10, 12, 30)).truncated_share(10)
+            0.5
+        """
+        return sum(n > max_length for n in self.lengths) / len(self.lengths) if self.lengths else 0.0
 
     @property
     def infers(self) -> bool:
@@ -238,7 +250,7 @@ class Workload:
 
 _DATA_AT_LEAST = {
     "num_examples": 0, "num_eval_examples": 0, "supervised_tokens": 0, "num_labels": 1, "num_choices": 1,
-    "num_duplicates": 0, "num_leaked": 0, "num_conflicts": 0, "num_unlabelled": 0,
+    "num_duplicates": 0, "num_leaked": 0, "num_conflicts": 0, "num_unlabelled": 0, "own_loss": 0,
 }  # fmt: skip
 _HARDWARE_AT_LEAST = {
     "num_devices": 1, "num_machines": 1, "memory_bytes": 1, "host_memory_bytes": 1, "host_cores": 1, "disk_free_bytes": 0,

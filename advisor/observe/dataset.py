@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tunekit.advisor.observe.closeness import own_loss
 from tunekit.advisor.observe.given import Given, contradictions, facts_by_hand, with_given
 from tunekit.errors import InvalidError, UnsupportedError, raise_all
 from tunekit.finding import Finding, error
@@ -13,7 +14,7 @@ from tunekit.task import Task
 from tunekit.workload import DataFacts, ModelFacts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +29,12 @@ class Observed:
 
 
 def observe_data(
-    model: ModelFacts, dataset: Any, task: str | Task, columns: Mapping[str, str] | None, given: Given
+    model: ModelFacts,
+    dataset: Any,
+    task: str | Task,
+    columns: Mapping[str, str] | None,
+    given: Given,
+    live: PreTrainedModel | None = None,
 ) -> Observed:
     """The task and the facts of its data.
 
@@ -38,6 +44,7 @@ def observe_data(
         task: A task or its name, or `auto`.
         columns: Our column names to the data's, where the columns do not speak for themselves.
         given: Facts by hand; they win over what the rows say.
+        live: The model itself, where it is in memory.
 
     Raises:
         InvalidError: contradictory facts, all at once; an unknown or ambiguous task; missing columns.
@@ -48,11 +55,16 @@ def observe_data(
         raise_all([*_columns_without_rows(columns), *contradictions(given, chosen, model)])
         data, findings = facts_by_hand(given, chosen)
         return Observed(data=data, task=chosen, source=None, findings=findings)
-    return _read(model, dataset, task, columns, given)
+    return _read(model, dataset, task, columns, given, live)
 
 
 def _read(
-    model: ModelFacts, dataset: Any, task: str | Task, columns: Mapping[str, str] | None, given: Given
+    model: ModelFacts,
+    dataset: Any,
+    task: str | Task,
+    columns: Mapping[str, str] | None,
+    given: Given,
+    live: PreTrainedModel | None,
 ) -> Observed:
     from tunekit.data.columns import infer_task, resolve
     from tunekit.data.facts import data_facts
@@ -63,7 +75,12 @@ def _read(
     chosen = named or infer_task(rows.train, columns, model.tasks)
     raise_all(contradictions(given, chosen, model))
     resolved = resolve(rows.train, columns, chosen)
-    data, findings = data_facts(rows, chosen, resolved, tokenizer_of(model), given.max_length, given.label_names or ())
+    tokenizer = tokenizer_of(model)
+    data, findings = data_facts(rows, chosen, resolved, tokenizer, given.max_length, given.label_names or ())
+    if given.own_loss is None or given.own_loss == "measure":
+        asked = given.own_loss == "measure"
+        loss, notes = own_loss(model, live, asked, chosen, rows.train, dict(resolved), tokenizer, data.label_names)
+        data, findings = replace(data, own_loss=loss), (*findings, *notes)
     return Observed(data=with_given(data, given), task=chosen, source=rows.source, findings=findings)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
+from typing import Literal
 
 from tunekit.errors import raise_all
 from tunekit.finding import Finding, error, note
@@ -33,11 +34,13 @@ class Given:
     teacher: str | None = None
     adapters: tuple[str, ...] | None = None
     unlabelled: int | None = None
+    own_loss: float | Literal["measure"] | None = None
 
     @staticmethod
     def of(
         num_examples: int | None, num_labels: int | None, mean_tokens: float | None, max_length: int | None,
         label_names: Sequence[str] | None, teacher: str | Path | None, adapters: Sequence[str] | None, unlabelled: int | None,
+        own_loss: float | str | None = None,
     ) -> Given:  # fmt: skip
         """The facts, checked one by one.
 
@@ -45,12 +48,13 @@ class Given:
             InvalidError: every value that is of the wrong kind or out of range.
         """
         faults = _value_faults(num_examples, num_labels, mean_tokens, max_length, label_names, adapters, unlabelled)
-        raise_all(faults)
+        raise_all([*faults, *_loss_faults(own_loss)])
         return Given(
             num_examples=num_examples, num_labels=num_labels, mean_tokens=mean_tokens, max_length=max_length,
             label_names=None if label_names is None else tuple(str(n) for n in label_names),
             teacher=None if teacher is None else str(teacher),
             adapters=None if adapters is None else tuple(str(a) for a in adapters), unlabelled=unlabelled,
+            own_loss=own_loss,  # type: ignore[arg-type]
         )  # fmt: skip
 
 
@@ -90,6 +94,16 @@ def _value_faults(
                 )
             )
     return faults
+
+
+def _loss_faults(own_loss: object) -> list[Finding]:
+    if own_loss is None or own_loss == "measure":
+        return []
+    numeric = isinstance(own_loss, int | float) and not isinstance(own_loss, bool)
+    if numeric and 0 <= own_loss < math.inf:  # type: ignore[operator]
+        return []
+    why = "it is a number of nats a token, or asks for a measurement"
+    return [error("given-own-loss", f"`own_loss` is {own_loss!r}", why, 'set `own_loss=3.2` or `own_loss="measure"`')]
 
 
 def contradictions(given: Given, task: Task, model: ModelFacts) -> list[Finding]:
@@ -151,6 +165,9 @@ def facts_by_hand(given: Given, task: Task) -> tuple[DataFacts, tuple[Finding, .
                 "pass `num_labels=...` or `label_names=[...]`",
             )
         )
+    if given.own_loss == "measure":
+        seen, why = '`own_loss="measure"` without `dataset`', "there are no rows to read"
+        faults.append(error("given-own-loss-rows", seen, why, "pass `dataset=...`, or the loss as a number"))
     raise_all(faults)
     assumed = given.mean_tokens is None
     mean = given.mean_tokens or min(_MEAN_TOKENS.get(task.name, 64), given.max_length or 10**9)
@@ -196,6 +213,8 @@ def with_given(data: DataFacts, given: Given) -> DataFacts:
         changes["adapters"] = given.adapters
     if given.unlabelled is not None:
         changes["num_unlabelled"] = given.unlabelled
+    if isinstance(given.own_loss, int | float):
+        changes["own_loss"] = float(given.own_loss)
     return replace(data, **changes)  # type: ignore[arg-type]
 
 

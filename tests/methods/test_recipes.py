@@ -95,3 +95,16 @@ def test_many_rows_of_text_bring_a_high_rank_with_rslora() -> None:
     found = Lora.candidates(question(8e9, 50_000, "causal-lm", "decoder"))
     assert [(m.r, m.use_rslora) for m in found] == [(16, False), (64, True)]
     assert len(Lora.candidates(question(8e9, 50_000))) == 1
+
+
+def test_the_rank_follows_the_information_in_the_rows() -> None:
+    def ranks(rows: int, task: str, side: Side, tokens: float | None = None) -> list[tuple[int, int, bool]]:
+        asked = question(7e9 if side == "decoder" else 110e6, rows, task, side)
+        asked = dataclasses.replace(asked, data=dataclasses.replace(asked.data, supervised_tokens=tokens))
+        return [(m.r, m.lora_alpha, m.use_rslora) for m in Lora.candidates(asked)]  # type: ignore[attr-defined]
+
+    assert ranks(200, "sequence-classification", "encoder") == [(8, 16, False)]
+    assert ranks(400_000, "sequence-classification", "encoder") == [(8, 16, False)], "a bit a row is little"
+    assert ranks(1000, "causal-lm", "decoder", 200.0) == [(16, 32, False)]
+    assert ranks(15_000, "causal-lm", "decoder", 200.0) == [(32, 64, False)]
+    assert ranks(100_000, "causal-lm", "decoder", 200.0) == [(32, 64, False), (128, 128, True)]

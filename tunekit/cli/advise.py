@@ -37,6 +37,10 @@ def answer(
         list[str] | None, typer.Option(help="Adapters for related tasks that are at hand; may be repeated.")
     ] = None,
     unlabelled: Annotated[int | None, typer.Option(help="Further rows without labels.")] = None,
+    own_loss: Annotated[
+        str | None,
+        typer.Option(help="Nats a token that the model loses on the rows before training; measure reads its weights."),
+    ] = None,
     probe: Annotated[
         int | None, typer.Option(help="Settle a tie at the top: really train the tied plans for so many steps.")
     ] = None,
@@ -47,7 +51,7 @@ def answer(
 ) -> Answer:
     """Compare the methods for a model and data: predicted memory and time, reasons, best first.
 
-    Nothing is trained and no weights are read, unless `--probe` asks for it.
+    Nothing is trained and no weights are read, unless `--probe` or `--own-loss measure` asks for it.
 
     [dim]Example:[/dim] tunekit advise ./my-model rows.jsonl --hardware 24GB --save plan.yaml
     """
@@ -59,7 +63,7 @@ def answer(
     advice = tunekit.advise(
         model, dataset, task, columns, hardware, cast(Any, goal), method or None, num_examples=num_examples,
         num_labels=num_labels, mean_tokens=mean_tokens, max_length=max_length, label_names=label_name or None,
-        teacher=teacher, adapters=adapter or None, unlabelled=unlabelled,
+        teacher=teacher, adapters=adapter or None, unlabelled=unlabelled, own_loss=_loss(own_loss),
     )  # fmt: skip
     if probe is not None:
         from tunekit.probing import probe as settle
@@ -68,6 +72,14 @@ def answer(
     saved = f"\n\nsaved {_save_best(advice, save)}; train it with `tunekit train {save}`" if save is not None else ""
     shown = f"\n\nwrote {_write_page(advice, report)}" if report is not None else ""
     return Answer(data=advice.to_dict(), text=lambda: f"{advice}{saved}{shown}")
+
+
+def _loss(text: str | None) -> Any:
+    """The number that was written; what is none is left to `advise` to refuse."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 def _write_page(advice: Any, path: Path) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tunekit.workload import Workload
+import math
+
+from tunekit.workload import ModelFacts, Workload
 
 LORA_RATES = "Hu et al., LoRA, 2021, appendix D: 4e-4 to 5e-4 (125M), 2e-4 to 4e-4 (355M), 6e-5 to 2e-4 (1.5B)"
 SFT_RATES = "PEFT method comparison benchmark; QLoRA, 2023: 1e-4 to 2e-4 for decoders of 1B and more"
@@ -10,6 +12,12 @@ TEN_TIMES = "Schulman et al., LoRA Without Regret, 2025: the best LoRA rate is t
 EPOCHS = "Hu et al., LoRA, 2021, appendix D: 40 epochs of 100 to 1,000 rows, 4 of 10,000, 2 of 392,000"
 SMALL_DATA = (
     "Mosbach et al., On the Stability of Fine-tuning BERT, 2021: small sets need warm-up and more epochs, not fewer"
+)
+
+RANKS = (
+    "Rank: Schulman et al., LoRA Without Regret, 2025 (as many parameters as there are tokens to learn; two bits a parameter, after "
+    "Allen-Zhu and Li, Physics of Language Models 3.3, 2024); Hu et al., LoRA, 2021, table 6 (1 to 64 level on classification); "
+    "Biderman et al., 2024 (code, 100,000 rows: 35.8, 41.7, 49.8 at ranks 16, 64, 256)"
 )
 
 _UNDERSTANDING_ROWS = 8000
@@ -49,6 +57,39 @@ def epochs(workload: Workload) -> float:
 def warmup(workload: Workload) -> float:
     """Share of the steps that warm up: 6 %, and 10 % on small sets."""
     return 0.1 if workload.data.num_examples < 10_000 else 0.06
+
+
+_BITS_A_PARAMETER = 2.0
+_LEAST_RANK = {True: 8, False: 16}
+"""By whether the task has a head: what is published for classification, and for text to write, with few rows."""
+_MOST_RANK = 256
+
+
+def rank(workload: Workload) -> int:
+    """The least power of two at which LoRA on every linear layer holds what the rows have to say.
+
+    A token to write is worth a parameter, a class or a tag its logarithm at two bits a parameter: classification almost
+    never asks for more than the least rank, a hundred million tokens for a high one.
+    """
+    data = workload.data
+    if workload.task.has_head:
+        classes = max(data.num_labels or 2, 2) if data.problem_type != "regression" else 256
+        answers = data.num_examples * max(data.supervised_tokens or 1.0, 1.0)
+        needed = answers * math.log2(classes) / _BITS_A_PARAMETER
+    else:
+        needed = data.num_examples * (data.supervised_tokens or data.mean_tokens)
+    wanted = needed / rank_parameters(workload.model)
+    least = _LEAST_RANK[workload.task.has_head]
+    return min(_MOST_RANK, max(least, 2 ** math.ceil(math.log2(max(wanted, 1.0)))))
+
+
+def rank_parameters(model: ModelFacts) -> int:
+    """About what one rank of LoRA on every linear layer has in parameters: four square layers and two or three wide ones a block."""
+    config, width = model.config, model.hidden_size
+    sizes = (config.get(name) for name in ("intermediate_size", "d_ff", "n_inner", "ffn_dim", "encoder_ffn_dim"))
+    inner = next((n for n in sizes if isinstance(n, int) and n > 0), 4 * width)
+    wide = 3 if config.get("hidden_act") == "silu" else 2
+    return max(1, model.num_layers * (8 * width + wide * (width + inner)))
 
 
 def _rounded(rate: float) -> float:

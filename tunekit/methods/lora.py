@@ -204,9 +204,17 @@ class Lora(Method):
 
     @classmethod
     def candidates(cls, workload: Workload) -> tuple[Method, ...]:
-        """Rank 16 on every linear layer; for many rows of text to write, rank 64 with rsLoRA beside it."""
-        large = not workload.task.has_head and workload.data.num_examples >= 20_000
-        return (cls(), cls(r=64, lora_alpha=64, use_rslora=True)) if large else (cls(),)
+        """Every linear layer, at the rank that the information in the rows asks for: 8 to 32, alpha twice that.
+
+        Beside it, for many rows of text to write, the rank that the rows ask for from 64 on, with rsLoRA.
+        """
+        rank = _recipes.rank(workload)
+        plain = min(rank, 32)
+        made = cls(r=plain, lora_alpha=2 * plain)
+        if workload.task.has_head or workload.data.num_examples < 20_000:
+            return (made,)
+        high = max(rank, 64)
+        return (made, cls(r=high, lora_alpha=high, use_rslora=True))
 
     def recipe(self, workload: Workload) -> Recipe:
         """The rate falls with the model's size; batches of 16, which LoRA prefers to large ones."""
@@ -215,7 +223,7 @@ class Lora(Method):
             learning_rate=rate / 5 if self._changes_base and str(self.init_lora_weights).startswith("pissa") else rate,
             num_train_epochs=_recipes.epochs(workload),
             warmup=_recipes.warmup(workload),
-            sources=(_recipes.LORA_RATES, _recipes.SFT_RATES, _recipes.EPOCHS),
+            sources=(_recipes.LORA_RATES, _recipes.SFT_RATES, _recipes.EPOCHS, _recipes.RANKS),
         )
 
     # ------------------------------------------------------------------ on a model

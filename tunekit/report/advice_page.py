@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_BARS, _MOST_CLASSES = 8, 12
-_ONLY_WHERE_THERE = ("num_experts", "num_eval_examples", "num_unlabelled", "supervised_tokens")
+_ONLY_WHERE_THERE = ("num_experts", "num_eval_examples", "num_unlabelled", "supervised_tokens", "own_loss")
 """Facts that are left out where they are nothing."""
 
 
@@ -148,7 +148,7 @@ def _facts(
 ) -> list[tuple[str, list[tuple[str, str]]]]:
     chosen: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
         "Model": (model, ("name", "model_type", "side", "num_parameters", "num_layers", "hidden_size", "vocab_size", "context_length", "num_experts")),
-        "Rows": (data, ("num_examples", "num_eval_examples", "num_labels", "supervised_tokens", "num_duplicates", "num_leaked", "num_conflicts", "num_unlabelled")),
+        "Rows": (data, ("num_examples", "num_eval_examples", "num_labels", "supervised_tokens", "num_duplicates", "num_leaked", "num_conflicts", "num_unlabelled", "own_loss")),
         "Hardware": (device, ("name", "num_devices", "num_machines", "memory_bytes", "bf16", "interconnect", "host_memory_bytes")),
     }  # fmt: skip
     groups = []

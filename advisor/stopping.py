@@ -17,6 +17,8 @@ SOURCE = (
 EVALUATIONS = 10
 """Of a run that passes the rows fewer times than this; a longer one is evaluated once an epoch."""
 _FEWEST = 4
+LEAST_HELD_OUT = 20
+"""With fewer rows than this one more right answer moves the score by over five points: nothing to stop a run by."""
 _COST = 0.25
 """Share of the training's time that evaluating may take."""
 _ROWS_PER_TRAINED = 3
@@ -42,7 +44,7 @@ def stopping(workload: Workload, held_out: int, epochs: float, trains_base: bool
 
     Args:
         workload: The question.
-        held_out: Rows to evaluate on; without any nothing can be stopped early.
+        held_out: Rows to evaluate on; with none or a handful nothing can be stopped early.
         epochs: Passes over the rows.
         trains_base: Whether each checkpoint holds the whole base.
 
@@ -55,7 +57,7 @@ def stopping(workload: Workload, held_out: int, epochs: float, trains_base: bool
     """
     rows = workload.data.num_examples
     # A checkpoint of a whole large model takes longer than what it could save.
-    if not held_out or not rows or (trains_base and workload.model.num_parameters >= _LARGE):
+    if held_out < LEAST_HELD_OUT or not rows or (trains_base and workload.model.num_parameters >= _LARGE):
         return Stopping()
     affordable = int(_COST * _ROWS_PER_TRAINED * epochs * rows / held_out)
     wanted = max(epochs, EVALUATIONS)
@@ -69,19 +71,17 @@ def stopping(workload: Workload, held_out: int, epochs: float, trains_base: bool
 
 
 def without_rows(workload: Workload, held_out: int) -> list[Finding]:
-    """Why no plan of this question stops early, where nothing is held out."""
+    """Why no plan of this question stops early, where too few rows are held out for it."""
+    rows = workload.data.num_examples
     # Facts by hand say nothing of rows to evaluate on, nor do they leave them out.
-    if held_out or not workload.data.num_examples or not workload.data.fingerprint:
+    if held_out >= LEAST_HELD_OUT or not rows or not workload.data.fingerprint:
         return []
-    few = workload.data_source is not None
-    why = (
-        f"a share of {workload.data.num_examples:,} rows would tell less than it takes from the training"
-        if few
-        else "no rows to evaluate on are known"
-    )
-    fix = (
-        "set `data.eval_share`, or bring rows of their own"
-        if few
-        else "bring an evaluation split, or pass `eval_dataset=`"
-    )
-    return [note("early-stopping-without-rows", "no plan stops early or keeps its best epoch", why, fix, SOURCE)]
+    fix = "bring an evaluation split of a hundred rows or more, or pass `eval_dataset=`"
+    if held_out:
+        why = f"{held_out} rows are held out: one more right answer moves their score by {100 / held_out:.0f} points"
+    elif workload.data_source is None:
+        why = "no rows to evaluate on are known"
+    else:
+        why = f"a share of {rows:,} rows would tell less than it takes from the training"
+        fix = f"set `data.eval_share`, or {fix}"
+    return [note("early-stopping-without-rows", "no plan stops early", why, fix, SOURCE)]

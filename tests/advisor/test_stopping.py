@@ -26,6 +26,11 @@ def test_without_rows_to_evaluate_on_nothing_stops_early() -> None:
     assert of(5000, 0, 3) == Stopping()
 
 
+def test_a_handful_of_rows_to_evaluate_on_stops_nothing() -> None:
+    assert of(5000, 19, 3) == Stopping()
+    assert of(5000, 20, 3).early_stopping_patience is not None
+
+
 def test_many_passes_are_evaluated_once_an_epoch_and_few_ten_times() -> None:
     assert of(200, 20, 40).eval_interval is None
     assert of(50_000, 2500, 3).eval_interval == 0.1

@@ -135,7 +135,11 @@ def _tracing() -> Simulator:
 
     return Simulator(
         screen=lambda workload, plan: Screened(**screen(plan, workload.hardware, workload.data, workload.model)),
-        memory=lambda workload, plan: estimate_memory(plan, workload.hardware, workload.data, model=workload.model),
+        # Whether a plan fits is told by what is needed: that varying lengths also reserve what room there is rules out none, and
+        # replaying them would double an answer's time. `tunekit.estimate_memory` does it for the plan that is chosen.
+        memory=lambda workload, plan: estimate_memory(
+            plan, workload.hardware, workload.data, model=workload.model, replays=False
+        ),
         duration=lambda workload, plan: estimate_time(plan, workload.hardware, workload.data, model=workload.model),
     )
 

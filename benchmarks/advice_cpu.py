@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import logging
 import os
+import pkgutil
 import subprocess
 import sys
 import time
@@ -43,7 +45,14 @@ def ask(question: str) -> float:
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: F401
 
     import tunekit
+    import tunekit.advisor.ask
+    from tunekit.advisor import simulate
+    from tunekit.discovery import everything
 
+    for kind in ("method", "objective", "rule"):
+        everything(kind)
+    for module in pkgutil.iter_modules(simulate.__path__):
+        importlib.import_module(f"{simulate.__name__}.{module.name}")
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     sizes, hardware, _ = QUESTIONS[question]

@@ -93,6 +93,7 @@ def rank(plan: str, result: str) -> None:
     watch.start()
     quiet = {"save_strategy": "no", "disable_tqdm": True, "log_level": "error", "log_level_replica": "error"}
     trainer = tunekit.trainer(tunekit.Plan.load(plan), **quiet)
+    assert trainer.is_deepspeed_enabled, "without its launch files a plan's ranks may be plain copies"
     watch.stage = "dividing"
 
     class Begins(transformers.TrainerCallback):
@@ -109,6 +110,7 @@ def rank(plan: str, result: str) -> None:
 
 def measure(method: str, gib: float) -> dict[str, Any]:
     import tunekit
+    from tunekit.cli.launch import write_files
     from tunekit.sharding import launch_environment
 
     with tempfile.TemporaryDirectory() as name:
@@ -118,7 +120,15 @@ def measure(method: str, gib: float) -> dict[str, Any]:
         plan = write_plan(folder, folder / "model", method)
         plan.save(folder / "plan.yaml")
         estimate = tunekit.estimate_memory(plan, "cpu", [LENGTH] * 32)
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+        write_files(plan, folder / "launch", cpu=True)
+        launch = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(folder / "launch" / "accelerate.yaml"),
+        ]
+        launch += ["--main_process_port", "0", __file__]
         env = {**os.environ, "OMP_NUM_THREADS": "1", **launch_environment(plan, cpu=True)}
         done = subprocess.run(
             [*launch, "--rank", str(folder / "plan.yaml"), str(folder / "peak")],

@@ -246,6 +246,26 @@ def sharded_arguments(plan: Plan, arguments: Mapping[str, Any], *, cpu: bool) ->
     return {**arguments, "deepspeed": json.loads(Path(file).read_text("utf-8")) if file else deepspeed_config(plan)}
 
 
+def check_divides(plan: Plan, trainer: Any) -> None:
+    """Refuses a Trainer whose processes would be whole copies where the plan divides the work by DeepSpeed.
+
+    accelerate leaves a DeepSpeed configuration out in silence where `ACCELERATE_USE_CPU` is set and `ACCELERATE_USE_DEEPSPEED`,
+    which its own launcher sets too, is not.
+
+    Raises:
+        UnsupportedError: `world-sharding`.
+    """
+    if zero_stage(plan) is None or trainer.is_deepspeed_enabled:
+        return
+    how = str(trainer.accelerator.distributed_type).removeprefix("DistributedType.")
+    raise UnsupportedError(
+        error(
+            "world-sharding", f"processes that accelerate runs as {how} with `sharding: {plan.sharding}`",
+            "its environment leaves DeepSpeed out, so that each would train a whole copy", "start `tunekit launch plan.yaml`",
+        )
+    )  # fmt: skip
+
+
 def _deepspeed_on_cpu() -> None:
     """Lets DeepSpeed send by gloo alone.
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunekit.activation_cache import keep_frozen_activations
-from tunekit.admission import admit, sharded_arguments
+from tunekit.admission import admit, check_divides, sharded_arguments
 from tunekit.attach import prepare
 from tunekit.data.collate import collator as task_collator
 from tunekit.discovery import find
@@ -105,6 +105,7 @@ def trainer(
             *callbacks,
         ],
     )
+    check_divides(plan, made)
     _one_bar(made)
     if plan.frozen_activations == "cached":
         keep_frozen_activations(made)

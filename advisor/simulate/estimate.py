@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tunekit.advisor.simulate.card import device_bytes, spread
-from tunekit.advisor.simulate.held import held
+from tunekit.advisor.simulate.held import Held, held
 from tunekit.advisor.simulate.question import Question
 from tunekit.calibration import corrected_memory
 from tunekit.estimate import MemoryEstimate, TimeEstimate
@@ -136,12 +136,24 @@ def _traced(asked: Question, shape: Shape, replays: bool) -> MemoryEstimate:
             *held_back.reasons,
             *([fullest.why] if fullest.why else ()),
             *([store.reason()] if store else ()),
+            *_merging(asked, fullest),
             *([_VARYING] if asked.cuda and shape.padded else ()),
         ),
         trainable_parameters=recorded.trainable_parameters,
         total_parameters=recorded.total_parameters,
     )
     return corrected_memory(found, asked.hardware)
+
+
+def _merging(asked: Question, fullest: Held) -> tuple[str, ...]:
+    """What a merge afterwards takes, where that is more than the training."""
+    from tunekit.advisor.simulate.saving import merging_bytes
+
+    size = merging_bytes(fullest.recorded, asked.plan)
+    more = size > fullest.allocated_bytes
+    return (
+        (f"merging afterwards takes more than training: {size / 2**30:.1f} GiB of the host's memory",) if more else ()
+    )
 
 
 def _length_reason(shape: Shape, data: DataFacts | None) -> str:

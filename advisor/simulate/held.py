@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tunekit.advisor.simulate.record import Recorded
 
 _EVALUATED = "the evaluation, {} rows at a time, takes more than a training step"
+_SAVED = "saving gathers all weights on the first rank, which takes more than a training step"
 _FILLED = "the pass through the frozen layers before the first step, {} rows at a time, takes more than a training step"
 
 
@@ -45,10 +46,12 @@ class Held:
 
 
 def held(asked: Question, shape: Shape) -> Held:
-    """The training step, or what takes more: an evaluation between two of them, or the pass through the frozen layers before the first.
-
-    Both keep nothing, but may have more rows.
+    """The training step, or what takes more: an evaluation between two of them or the pass through the frozen layers before the
+    first, which keep nothing but may have more rows, or a checkpoint.
     """
+    from tunekit.advisor.simulate.peak import peak
+    from tunekit.advisor.simulate.saving import saved, saving_bytes
+
     trained = held_in(asked, shape)
     rows = asked.plan.per_device_eval_batch_size
     others = []
@@ -57,6 +60,10 @@ def held(asked: Question, shape: Shape) -> Held:
         others.append(replace(seen, trained=trained, why=_EVALUATED.format(rows)))
     if trained.recorded.kept is not None:
         others.append(replace(_filling(asked, shape, trained), trained=trained, why=_FILLED.format(rows)))
+    if asked.loop == "trainer" and not asked.cuda and (size := saving_bytes(trained.recorded, asked.plan)):
+        timeline = saved(trained.share.timeline, size)
+        share = replace(trained.share, timeline=timeline)
+        others.append(replace(trained, share=share, top=peak(timeline), trained=trained, why=_SAVED))
     return max(trained, *others, key=lambda h: h.allocated_bytes) if others else trained
 
 

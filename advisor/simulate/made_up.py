@@ -111,6 +111,22 @@ def plain_starts() -> Iterator[None]:
             setattr(LoraLayer, name, own)
 
 
+def at_once(model: nn.Module) -> None:
+    """LoRA's variants that put off to the first forward pass what they cannot do without values: done now, or taken as done.
+
+    KaSA cuts singular values off the base, which changes no shape; MonteCLoRA makes a sampler that learns.
+    """
+    from peft.tuners.lora import variants
+
+    for module in model.modules():
+        if deferred := getattr(module, "_lora_kasa_truncation_deferred", None):
+            deferred.clear()
+        for name, config in getattr(module, "_lora_monteclora_config", {}).items():
+            samplers: Any = module.lora_monteclora_sampler
+            if name not in samplers:
+                samplers[name] = variants.MontecloraLinearVariant._create_sampler(module, name, config)
+
+
 _LARGE = 2**16
 _SLOW = {
     torch.linalg.svd, torch.svd, torch.linalg.qr, torch.linalg.eigh, torch.linalg.pinv, torch.linalg.solve, torch.linalg.inv,

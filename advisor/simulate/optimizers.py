@@ -123,10 +123,14 @@ def make(
         return Looped(t.AdamW(params, foreach=foreach)), None
     if name in _IN_LISTS:
         return Looped(_IN_LISTS[name](params, lr=1e-3, foreach=foreach)), None
+    if name == "muon" and all(p.dim() == 2 for p in params):
+        return Looped(t.Muon(params)), None
     if name in ("lora_fa", "lorafa") and model is not None:
         return _lorafa(model), None
     if name in _STATES:
         return InPlace(_plain_states(params, _STATES[name])), None
+    if name == "adamw_anyprecision":
+        return InPlace(tuple((p, _empty(p.numel(), torch.float32)) for p in params for _ in range(2))), None
     if name == "adafactor":
         return Looped(_adafactor(params)), None
     if name.startswith(("galore", "apollo")):
@@ -134,22 +138,26 @@ def make(
         why = f"optimizer {optim}: rank {_LOW_RANK} for every matrix outside the embeddings, as transformers' defaults are"
         return InPlace(_low_rank_states(params, embeddings, eight)), why
     count = {"adamw": 2, "ademamix": 3, "lion": 1, "rmsprop": 1}.get(name.split("_")[0])
-    if count is not None and name.endswith(("8bit", "32bit", "4bit")):
-        states = _bnb_states(params, count, not name.endswith("32bit"), embeddings, packed=name.endswith("4bit"))
+    if name in _WHOLE_STATES or (count is not None and name.endswith(("8bit", "32bit", "4bit"))):
+        small = name not in _WHOLE_STATES and not name.endswith("32bit")
+        states = _bnb_states(params, count or 0, small, embeddings, packed=name.endswith("4bit"))
         return InPlace(states, on_device=not optim.startswith("paged_")), None
     return Looped(t.AdamW(params, foreach=foreach)), f"optimizer {optim} is counted as AdamW"
 
 
 _IN_LISTS: dict[str, Any] = {
     "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam, "nadam": torch.optim.NAdam,
-    "radam": torch.optim.RAdam, "adamax": torch.optim.Adamax, "adadelta": torch.optim.Adadelta,
+    "radam": torch.optim.RAdam, "adamax": torch.optim.Adamax, "adadelta": torch.optim.Adadelta, "adagrad": torch.optim.Adagrad,
+    "asgd": torch.optim.ASGD, "rprop": torch.optim.Rprop,
 }  # fmt: skip
 """torch's optimizers that work over lists of parameters."""
 _STATES = {
-    "adamw_torch_fused": 2, "adagrad": 1, "lomo": 0, "adalomo": 0, "schedule_free_sgd": 1, "schedule_free_adamw": 2,
-    "schedule_free_radam": 2, "stable_adamw": 2, "grokadamw": 3, "adamw_anyprecision": 2, "adamw_hf": 2,
+    "adamw_torch_fused": 2, "lomo": 0, "adalomo": 0, "schedule_free_sgd": 1, "schedule_free_adamw": 2,
+    "schedule_free_radam": 2, "stable_adamw": 2, "grokadamw": 3, "adamw_hf": 2,
 }  # fmt: skip
 """States of a parameter's size where the update takes no more, or next to it (LOMO updates within the backward pass)."""
+_WHOLE_STATES = ("ademamix", "rmsprop_bnb")
+"""bitsandbytes' optimizers whose names say no number of bits: transformers asks for 32."""
 _LOW_RANK = 128
 """transformers' default for GaLore and APOLLO (trainer_optimizer.py)."""
 

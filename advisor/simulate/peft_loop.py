@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -58,9 +57,8 @@ def peft_evaluation(taking: Taking) -> None:
             recorder.mark(_cache_tensors(answers), "cache")
             scores = answers.logits[:, -1].to(torch.float32, copy=True)
             for moment in (GENERATION, NEXT_TOKEN):
-                with contextlib.suppress(NotImplementedError):
-                    answers = _next_token(recorder, model, answers, moment, taking.on.device)
-                    scores = answers.logits[:, -1].to(torch.float32, copy=True)
+                answers = _next_token(recorder, model, answers, moment, taking.on.device)
+                scores = answers.logits[:, -1].to(torch.float32, copy=True)
         recorder.turn("end")
         del answers, scores, held
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tunekit.advisor.simulate.saving import saving_bytes
 from tunekit.advisor.simulate.trace import PARTS
 from tunekit.message_sizes import BUCKET_ELEMENTS
 from tunekit.plan import Plan
@@ -98,18 +99,6 @@ def host_bytes(recorded: Recorded, plan: Plan) -> int:
 def _host(recorded: Recorded, plan: Plan) -> tuple[str, ...]:
     size = host_bytes(recorded, plan)
     return (f"offloading takes {size / 2**30:.1f} GiB of each machine's memory",) if size else ()
-
-
-def saving_bytes(recorded: Recorded, plan: Plan) -> int:
-    """What saving takes of the first rank's host memory: the whole weights, gathered a tensor at a time.
-
-    On the device it takes one gathered tensor, where a step gathers two blocks, so that it is no peak there
-    (DeepSpeed's `_zero3_consolidated_16bit_state_dict`, FSDP's full state dictionary, offloaded on rank 0).
-    """
-    if plan.sharding not in ("zero3", "fsdp", "fsdp-hybrid"):
-        return 0
-    names = ("weights", "adapters") if plan.method.trains_base else ("adapters",)
-    return _part_bytes(recorded.timeline, names)
 
 
 def _saving(recorded: Recorded, plan: Plan) -> tuple[str, ...]:

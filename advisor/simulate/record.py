@@ -51,6 +51,8 @@ class Recorded:
     total_parameters: int
     trainable_bytes: int
     assumed: tuple[str, ...]
+    wrapped: bool = False
+    """Whether PEFT's model is around the base."""
     kept: KeptLayers | None = None
     """Where what the frozen layers say comes with the batch."""
 
@@ -149,9 +151,13 @@ class Ready:
     """What it was made of."""
     made_up: bool
     """Whether the method had to be given values when it started."""
+    shares: bool
+    """Whether blocks share what the method learns."""
 
     def depends_on_depth(self) -> bool:
         """Whether a method does something else to a model with fewer blocks: to other blocks, or by another size outside them."""
+        if self.shares and not all(s.whole for s in self.stacks):
+            return True  # by groups of blocks, of which a shallow copy has others
         subject, method, described = self.of
         uneven = any(len(set(stack)) > 1 for stack in self.learning) or counts_blocks(method.to_dict())
         if all(s.whole for s in self.stacks) or not (self.outside or uneven):
@@ -201,7 +207,7 @@ def _make_ready(subject: Subject, method: Method, described: str, depth: Depth) 
 def _applied(subject: Subject, method: Method, described: str, depth: Depth, made_up: bool = False) -> Ready:
     from tunekit.advisor.simulate.depth import fresh
     from tunekit.advisor.simulate.loop import Prepared
-    from tunekit.advisor.simulate.made_up import with_values, without_values
+    from tunekit.advisor.simulate.made_up import at_once, with_values, without_values
 
     bare, stacks = skeleton(subject, depth)
     base = fresh(bare)
@@ -214,12 +220,25 @@ def _applied(subject: Subject, method: Method, described: str, depth: Depth, mad
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = method.apply(base, subject.task)
+        at_once(model)
     originals = without_values(model, own) if made_up else frozenset(id(p) for p in own)
     learning = tuple(tuple(_learning(block) for block in stack) for stack in blocks)
     return Ready(
         on=Prepared(model=model, stacks=blocks, head=head, originals=originals), stacks=stacks, learning=learning,
         outside=_outside(model, blocks, shapes), of=(subject, method, described), made_up=made_up,
+        shares=any(_shared(stack, originals) for stack in blocks),
     )  # fmt: skip
+
+
+def _shared(stack: Sequence[nn.Module], originals: frozenset[int]) -> bool:
+    """Whether blocks share something that learns and is not the base's own."""
+    seen: set[int] = set()
+    for block in stack:
+        own = {id(p) for p in block.parameters() if p.requires_grad} - originals
+        if own & seen:
+            return True
+        seen |= own
+    return False
 
 
 def _learning(block: nn.Module) -> Any:
@@ -254,7 +273,13 @@ def record_at(
             raise
     counts = _count(ready.on.model, ready.on.stacks, ready.stacks)
     said = tuple(reason for reason in (assumed, why) if reason)
-    return Recorded(timeline=extend(trace, ready.stacks), assumed=said, kept=kept, **counts)
+    return Recorded(
+        timeline=extend(trace, ready.stacks),
+        assumed=said,
+        wrapped=hasattr(ready.on.model, "peft_config"),
+        kept=kept,
+        **counts,
+    )
 
 
 def _supply(ready: Ready, task: Task, step: Step) -> tuple[Supplied | None, KeptLayers | None, str | None]:

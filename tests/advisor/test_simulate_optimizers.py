@@ -9,6 +9,7 @@ from peft_rows import L40S, AnyPeft
 
 from tunekit.advisor.observe.model import model_facts
 from tunekit.advisor.simulate import estimate_memory
+from tunekit.advisor.simulate.optimizers import make
 from tunekit.estimate import MemoryEstimate
 from tunekit.methods.full import Full
 from tunekit.plan import Plan
@@ -62,6 +63,48 @@ def test_states_are_as_large_as_the_optimizer_keeps_them(optim: str, bytes_per_p
     assert share == pytest.approx(bytes_per_parameter, rel=0.45 if "bit" in optim else 0.02)
 
 
+KNOWN = ("rank 128", "counted as AdamW")
+"""How an estimate says that it took something for granted."""
+
+
+def test_every_name_that_transformers_has_is_traced_or_says_what_was_taken_for_granted() -> None:
+    from transformers.training_args import OptimizerNames
+
+    assumed = {}
+    for name in OptimizerNames:
+        estimate = found(str(name.value), LORA)
+        assert estimate.fidelity == "traced", (name, estimate.reasons)
+        said = [reason for reason in estimate.reasons if reason.startswith("optimizer ")]
+        assert all(any(k in reason for k in KNOWN) for reason in said)
+        if said:
+            assumed[str(name.value)] = said[0]
+    as_adamw = {name for name, reason in assumed.items() if "counted as AdamW" in reason}
+    assert as_adamw == {"adamw_torch_xla", "adamw_torch_npu_fused"}, "devices that are no CUDA cards"
+    assert {n for n in assumed if n not in as_adamw} == {n for n in assumed if n.startswith(("galore", "apollo"))}
+
+
+BITSANDBYTES = [
+    ("adamw_bnb_8bit", "AdamW8bit"), ("lion_8bit", "Lion8bit"), ("lion_32bit", "Lion"), ("ademamix", "AdEMAMix"),
+    ("ademamix_8bit", "AdEMAMix8bit"), ("rmsprop_bnb", "RMSprop"), ("rmsprop_bnb_8bit", "RMSprop8bit"), ("rmsprop_bnb_32bit", "RMSprop32bit"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("optim", "theirs"), BITSANDBYTES)
+@pytest.mark.parametrize("shape", [(64, 1), (64, 260)], ids=["small", "large"])
+def test_states_are_those_that_bitsandbytes_really_makes(optim: str, theirs: str, shape: tuple[int, int]) -> None:
+    import torch
+
+    bnb = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
+    p = torch.nn.Parameter(torch.ones(shape))
+    p.grad = torch.ones(shape)
+    real = getattr(bnb.optim, theirs)([p], lr=1e-3)
+    real.init_state(real.param_groups[0], p, 0, 0)
+    # `qmap`: the 256 values that a byte stands for, one table for all parameters
+    kept = [t for k, t in real.state[p].items() if isinstance(t, torch.Tensor) and "qmap" not in k]
+    ours = [state for _, state in make(optim, [p], "cuda")[0].states()]
+    assert sum(t.nbytes for t in ours) == sum(t.nbytes for t in kept) > 0
+
+
 @pytest.mark.parametrize("optim", ["galore_adamw", "apollo_adamw"])
 def test_low_rank_states_are_smaller_and_say_what_was_assumed(optim: str) -> None:
     estimate = found(optim)
@@ -71,7 +114,22 @@ def test_low_rank_states_are_smaller_and_say_what_was_assumed(optim: str) -> Non
 
 @pytest.mark.parametrize(
     "optim",
-    ["AdamW", "Adam", "SGD", "RMSprop", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "lora+", "riemannian"],
+    [
+        "AdamW",
+        "Adam",
+        "SGD",
+        "RMSprop",
+        "NAdam",
+        "RAdam",
+        "Adamax",
+        "Adagrad",
+        "Adadelta",
+        "ASGD",
+        "Rprop",
+        "Muon",
+        "lora+",
+        "riemannian",
+    ],
 )
 def test_names_of_pefts_benchmark_are_known(optim: str) -> None:
     estimate = found(optim, LORA, "peft-benchmark")

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import NormalDist, median
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
@@ -36,7 +36,7 @@ from tunekit.advisor.weightless import read_config
 from tunekit.methods.full import Full
 from tunekit.methods.lora import Lora
 from tunekit.plan import Plan
-from tunekit.workload import Hardware
+from tunekit.workload import DataFacts, Hardware
 
 GIB, MIB = 2**30, 2**20
 LLAMA_405B = {
@@ -163,12 +163,15 @@ def _cost() -> None:
     """What one estimate takes: processor seconds in a warm process, for a model it has not seen, and the memory of it all."""
     import resource
 
-    for name, config in (("3B", peft_rows.LLAMA), ("405B", LLAMA_405B)):
-        facts = model_facts(read_config({**config, "rope_theta": 500_001.0 if name == "3B" else 500_000.0}))
+    lengths = tuple(min(512, round(180 * 2 ** NormalDist().inv_cdf((i + 0.5) / 500))) for i in range(500))
+    rows = DataFacts(num_examples=20_000, lengths=lengths)
+    for i, (name, config) in enumerate((("3B", peft_rows.LLAMA), ("405B", LLAMA_405B)) * 2):
+        facts = model_facts(read_config({**config, "rope_theta": 500_000.0 + i}))
         plan = peft_rows.plan(peft_rows.rows()[2], 512).replace(method=Lora(r=8))
         at = time.process_time()
-        estimate_memory(plan, peft_rows.L40S, None, model=facts)
-        print(f"one estimate of a {name} model: {time.process_time() - at:.2f} s of processor time")
+        estimate_memory(plan, peft_rows.L40S, None if i < 2 else rows, model=facts)
+        what = "" if i < 2 else ", its rows' lengths replayed"
+        print(f"one estimate of a {name} model{what}: {time.process_time() - at:.2f} s of processor time")
     print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB:.2f} GiB")
 
 

@@ -115,8 +115,9 @@ def test_accelerates_file_starts_the_plans_processes() -> None:
     assert "mixed_precision" not in zero, "accelerate refuses it beside DeepSpeed's file"
     # Told so by its file, accelerate starts one process whatever the number.
     assert accelerate_config(plan(sharding="ddp"), cpu=True)["use_cpu"] is False
-    given = {"ACCELERATE_USE_CPU": "true", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    given = {"MALLOC_MMAP_THRESHOLD_": "65536", "ACCELERATE_USE_CPU": "true"}
     assert launch_environment(plan(sharding="ddp"), cpu=True) == given
+    assert "ACCELERATE_USE_CPU" not in launch_environment(plan(), cpu=True), "it would be a wish for plain DDP"
     assert launch_environment(plan(), cpu=False) == {}
 
 

@@ -249,8 +249,7 @@ def sharded_arguments(plan: Plan, arguments: Mapping[str, Any], *, cpu: bool) ->
 def check_divides(plan: Plan, trainer: Any) -> None:
     """Refuses a Trainer whose processes would be whole copies where the plan divides the work by DeepSpeed.
 
-    accelerate leaves a DeepSpeed configuration out in silence where `ACCELERATE_USE_CPU` is set and `ACCELERATE_USE_DEEPSPEED`,
-    which its own launcher sets too, is not.
+    transformers and accelerate leave a DeepSpeed configuration out in silence where `ACCELERATE_USE_CPU` is set.
 
     Raises:
         UnsupportedError: `world-sharding`.

@@ -205,14 +205,15 @@ def launch_environment(plan: Plan, *, cpu: bool) -> dict[str, str]:
         >>> import tunekit
         >>> plan = tunekit.Plan(model="m", task="causal-lm", method=tunekit.methods.Lora(), num_processes=2, sharding="zero2")
         >>> launch_environment(plan, cpu=True)
-        {'ACCELERATE_USE_CPU': 'true', 'MALLOC_MMAP_THRESHOLD_': '65536', 'DS_ACCELERATOR': 'cpu'}
+        {'MALLOC_MMAP_THRESHOLD_': '65536', 'DS_ACCELERATOR': 'cpu'}
     """
     if not cpu or plan.num_processes == 1:
         return {}
     # Parameters that are gathered and freed come and go in large blocks; glibc soon keeps such blocks in its heap, in which
-    # holes are left: 3.9 GiB a rank instead of 2.4 (benchmarks/zero3_memory.py). With a fixed threshold it gives them back.
-    needed = {"ACCELERATE_USE_CPU": "true", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    return needed | ({"DS_ACCELERATOR": "cpu"} if zero_stage(plan) is not None else {})
+    # holes are left. With a fixed threshold it gives them back.
+    needed = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    # transformers and accelerate take `ACCELERATE_USE_CPU` for plain DDP, and leave DeepSpeed's file out in silence.
+    return needed | ({"ACCELERATE_USE_CPU": "true"} if zero_stage(plan) is None else {"DS_ACCELERATOR": "cpu"})
 
 
 def sharding_faults(plan: Plan) -> list[Finding]:

@@ -27,7 +27,6 @@ def test_ranks_that_would_be_whole_copies_are_refused(tmp_path: Path, tiny_encod
         data=tunekit.DataSpec(path=str(tmp_path / "rows.jsonl")), max_steps=1, output_dir=str(tmp_path / "run"),
     )  # fmt: skip
     plan.save(tmp_path / "plan.yaml")
-    # `tunekit launch` sets this beside accelerate's own launcher, which says that it is DeepSpeed; torchrun does not.
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tunekit"]
     done = subprocess.run(

@@ -244,7 +244,7 @@ def slurm_script(
     rest = shlex.join([*launcher, "-m", "tunekit", "train", *train])
     head, tail = rest.split(" -m tunekit", 1)
     inner = f"{head} --machine_rank $SLURM_NODEID --main_process_ip $MAIN -m tunekit{tail}"
-    gpus = [] if "ACCELERATE_USE_CPU" in environment else [f"#SBATCH --gpus-per-node={here}"]
+    gpus = [] if environment.keys() & {"ACCELERATE_USE_CPU", "DS_ACCELERATOR"} else [f"#SBATCH --gpus-per-node={here}"]
     lines = [
         "#!/bin/bash",
         f"#SBATCH --job-name={folder.stem}",

@@ -132,8 +132,10 @@ def _once(fitted: list[Fitted]) -> list[Fitted]:
 def _tracing() -> Simulator:
     """The simulator that traces the real step without weights."""
     from tunekit.advisor.simulate import estimate_memory, estimate_time, screen
+    from tunekit.advisor.simulate.estimate import needed_bytes
 
     return Simulator(
+        least=lambda workload, plan: needed_bytes(plan, workload.hardware, workload.data, workload.model) or 0,
         screen=lambda workload, plan: Screened(**screen(plan, workload.hardware, workload.data, workload.model)),
         # Whether a plan fits is told by what is needed: that varying lengths also reserve what room there is rules out none, and
         # replaying them would double an answer's time. `tunekit.estimate_memory` does it for the plan that is chosen.

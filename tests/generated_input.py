@@ -34,7 +34,7 @@ FIELDS = (
     "packing", "dtype", "mixed_precision", "quantization", "per_device_train_batch_size", "per_device_eval_batch_size",
     "gradient_accumulation_steps", "activation_checkpointing", "attn_implementation", "optim", "learning_rate", "weight_decay",
     "max_grad_norm", "lr_scheduler_type", "warmup", "num_train_epochs", "max_steps", "seed", "loss_kernel", "num_processes",
-    "num_machines", "sharding", "offload", "offload_to", "callbacks", "frozen_activations", "bf16", "load_in_4bit", "method.r", "method.kind",
+    "num_machines", "sharding", "offload", "offload_to", "callbacks", "frozen_activations", "eval_interval", "early_stopping_patience", "bf16", "load_in_4bit", "method.r", "method.kind",
     "method.target_modules", "data.path", "data.columns", "data.label_names", "data.eval_share", "data.template", "data.train_split",
     "method.lora_dropout", "objective.kind", "objective.teacher",
 )  # fmt: skip

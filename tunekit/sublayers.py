@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunekit.attention import recorded, weightless_base
@@ -48,29 +50,47 @@ def sublayers(model: nn.Module) -> tuple[Sublayer, ...]:
         >>> [(s.location, s.entry, s.exit) for s in sublayers(model)]
         [('attention', 'transformer.h.0.ln_1', 'transformer.h.0.attn.resid_dropout'), ('feed_forward', 'transformer.h.0.ln_2', 'transformer.h.0.mlp')]
     """
-    skeleton = weightless_base(base_model(model))
+    base, prefix = base_model(model), f"{base_name(model)}." if base_name(model) else ""
+    # Variants of an adapter ask the same of the same architecture; a class and its configuration decide the answer.
+    described = (type(base), json.dumps(base.config.to_dict(), sort_keys=True, default=str))
+    if described not in _known:
+        while len(_known) >= _MOST_KNOWN:
+            _known.popitem(last=False)
+        _known[described] = _sublayers(weightless_base(base))
+    return tuple(_under(prefix, at) for at in _known[described])
+
+
+_known: OrderedDict[Any, tuple[Sublayer, ...]] = OrderedDict()
+_MOST_KNOWN = 16
+
+
+def _under(prefix: str, at: Sublayer) -> Sublayer:
+    """The sublayer by its names in the task model."""
+    norm = None if at.norm is None else prefix + at.norm
+    return replace(at, block=prefix + at.block, entry=prefix + at.entry, exit=prefix + at.exit, norm=norm)
+
+
+def _sublayers(skeleton: Any) -> tuple[Sublayer, ...]:
+    """The sublayers of a base without weights, by their names in it."""
     seq2seq = bool(getattr(skeleton.config, "is_encoder_decoder", False))
     layers = [m for _, found in blocks(skeleton) for m in _leaves(found)]
     names = {id(m): name for name, m in skeleton.named_modules()}
     trace = _traced(skeleton) or _traced(_eager(skeleton))
     if trace is None:
         return ()
-    prefix = f"{base_name(model)}." if base_name(model) else ""
-    result: list[Sublayer] = []
-    for index, layer in enumerate(layers):
-        for found in _of_layer(trace, layer, seq2seq):
-            result.append(
-                Sublayer(
-                    block=prefix + names[id(layer)],
-                    index=index,
-                    location=found.location,
-                    width=found.width,
-                    entry=prefix + names[id(found.entry)],
-                    exit=prefix + names[id(found.exit)],
-                    norm=prefix + names[id(found.norm)] if found.norm is not None else None,
-                )
-            )
-    return tuple(result)
+    return tuple(
+        Sublayer(
+            block=names[id(layer)],
+            index=index,
+            location=found.location,
+            width=found.width,
+            entry=names[id(found.entry)],
+            exit=names[id(found.exit)],
+            norm=names[id(found.norm)] if found.norm is not None else None,
+        )
+        for index, layer in enumerate(layers)
+        for found in _of_layer(trace, layer, seq2seq)
+    )
 
 
 def _leaves(layers: nn.ModuleList) -> Iterator[nn.Module]:

@@ -78,6 +78,14 @@ def test_every_layer_has_its_sublayers(architecture: str) -> None:
     assert sorted({at.index for at in found}) == list(range(len(expected)))
 
 
+def test_the_same_architecture_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bare, headed = zoo.build("bert", CLASSIFY), zoo.build("bert", Task.named("token-classification"))
+    first = sublayers(bare)
+    monkeypatch.setattr("tunekit.sublayers.weightless_base", lambda base: pytest.fail("it was built again"))
+    assert sublayers(bare) == first
+    assert [at.entry for at in sublayers(headed)] == [at.entry for at in first]
+
+
 @pytest.mark.parametrize("kind", ["GPTNeoXConfig", "FalconConfig", "PhiConfig"])
 def test_attention_and_feed_forward_that_are_added_at_once_are_told_apart(kind: str) -> None:
     import transformers

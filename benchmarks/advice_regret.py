@@ -272,6 +272,9 @@ def main() -> None:
     asked = parser.parse_args()
     if not asked.data.is_dir():
         raise SystemExit(f"{asked.data}: no such folder; pass --data")
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     found: list[dict[str, Any]] = list(known())

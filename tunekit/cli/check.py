@@ -36,4 +36,10 @@ def answer(
     findings = tunekit.check(read, dry_run=dry_run)
     raise_all(findings)
     data = {"kind": "tunekit-check", "findings": [f.to_dict() for f in findings]}
-    return Answer(data=data, text=lambda: "\n".join(map(str, findings)) if findings else "nothing found")
+    looked = (
+        "the plan, the model, the rows and two steps of the longest batch"
+        if dry_run
+        else "the plan, the model and the rows"
+    )
+    further = "" if dry_run else "; `--dry-run` also trains the longest batch for two steps"
+    return Answer(data=data, text=lambda: "\n".join(map(str, findings)) or f"no problem found in {looked}{further}")

@@ -21,7 +21,7 @@ def answer(
     advice: Annotated[
         Path | None, typer.Option(help="What `tunekit advise --json` printed, for the table of methods.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Where to; the (first) run's folder by default.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write to; the (first) run's by default.")] = None,
     no_samples: Annotated[bool, typer.Option("--no-samples", help="Keep data rows out.")] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,

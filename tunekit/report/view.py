@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunekit.advice_text import method_text, settings
+from tunekit.advice_text import method_text, settings, short_name
 from tunekit.errors import TunekitError
 from tunekit.plan import Plan
 from tunekit.report import charts
@@ -78,8 +78,7 @@ def title(record: Mapping[str, Any], plan: Plan | None) -> str:
     """What was done to what."""
     if plan is None:
         return "A training run"
-    name = plan.model.rstrip("/").rsplit("/", 1)[-1]
-    return f"{method_text(plan)} on {record.get('model_name') or name}"
+    return f"{method_text(plan)} on {record.get('model_name') or short_name(plan.model)}"
 
 
 def _tiles(record: Mapping[str, Any], metric: str) -> list[dict[str, str]]:
@@ -91,7 +90,7 @@ def _tiles(record: Mapping[str, Any], metric: str) -> list[dict[str, str]]:
         tiles.append({"name": metric, "value": f"{scored[0]['value']:.3f}", "note": ", ".join(others)})
     elif record.get("best"):
         best = record["best"]
-        tiles.append({"name": f"best {best['metric']}", "value": number(best["value"]), "note": f"step {best['step']}"})
+        tiles.append({"name": f"best {best['metric'].removeprefix('eval_')}", "value": number(best["value"]), "note": f"step {best['step']}"})
     parameters = record.get("parameters") or {}
     if parameters:
         share = 100 * parameters["trainable"] / max(1, parameters["total"])

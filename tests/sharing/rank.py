@@ -5,6 +5,7 @@ The first rank writes the results after each cell, and its key before it, so tha
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -46,6 +47,10 @@ def main(folder: Path, cells: Path, results: Path) -> None:
             place = traceback.extract_tb(e.__traceback__)[-1]
             where = f"{Path(place.filename).name}:{place.lineno}"
             done[cell.key] = {"error": f"{type(e).__name__}: {' '.join(str(e).split())[:300]} ({where})"}
+        if not gc.get_freeze_count():
+            # The Trainer collects garbage after each run: what is imported now need not be looked through every time.
+            gc.collect()
+            gc.freeze()
         if FIRST:  # whole or not at all: it may be ended at any time
             results.with_suffix(".new").write_text(json.dumps(done, indent=1))
             results.with_suffix(".new").replace(results)

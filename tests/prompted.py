@@ -18,6 +18,7 @@ TASK = Task.named("sequence-classification")
 ROWS = [{"text": f"the {['red', 'blue'][i % 2]} sun {i % 50}", "label": ["no", "yes"][i % 2]} for i in range(32)]
 ONE_TOKEN = {"no": ("bad", "poor"), "yes": ("good",)}
 SPLIT = {"no": ("bad",), "yes": ("good fine", "great")}
+SPLIT_TWICE = {"no": ("bad", "blue moon"), "yes": ("good fine", "great")}
 TEMPLATES = {
     "encoder": ("{text} it was {mask} .".replace(" it", " saw"), "a {mask} moon : {text}"),
     "decoder": ("{text} was {mask}", "question : {text} answer : {mask}".replace("question :", "what :")),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from prompted import ONE_TOKEN, ROWS, SIDES, SPLIT, TEMPLATES, a_plan, batch_of, encoded, load, prompt
+from prompted import ONE_TOKEN, ROWS, SIDES, SPLIT, SPLIT_TWICE, TEMPLATES, a_plan, batch_of, encoded, load, prompt
 from transformers import AutoModelForMaskedLM
 
 import tunekit
@@ -44,10 +44,10 @@ def said_of(model: Any, tokenizer: Any, side: str, template: str, text: str, wor
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("verbalizer", [ONE_TOKEN, SPLIT], ids=["one token", "split"])
+@pytest.mark.parametrize("verbalizer", [ONE_TOKEN, SPLIT, SPLIT_TWICE], ids=["one token", "split", "split twice"])
 def test_scores_are_those_of_an_independent_reference(side: str, verbalizer: Any, folder_of: Any) -> None:
     model, tokenizer = load(folder_of(side), side)
-    objective, masks = prompt(side, verbalizer), 2 if verbalizer is SPLIT else 1
+    objective, masks = prompt(side, verbalizer), 1 if verbalizer is ONE_TOKEN else 2
     rows = [*ROWS[:4], {"text": "the sun went up and down and left and right", "label": "no"}]
     want, losses = [], []
     for row in rows:
@@ -69,6 +69,14 @@ def test_scores_are_those_of_an_independent_reference(side: str, verbalizer: Any
     assert sum(shares).item() == pytest.approx(np.mean(losses), rel=1e-5)  # type: ignore[union-attr]
     scores = tunekit.prompt_scores(model, tokenizer, objective, rows, batch_size=2)
     assert scores.numpy() == pytest.approx(np.array(want), abs=1e-5)
+
+
+@pytest.mark.parametrize(("side", "each"), [("encoder", 1), ("decoder", 2), ("seq2seq", 2)])
+def test_a_sequence_is_read_for_each_split_word_and_not_for_every_word(side: str, each: int, folder_of: Any) -> None:
+    _, tokenizer = load(folder_of(side), side)
+    for verbalizer, sequences in ((ONE_TOKEN, 1), (SPLIT, 1), (SPLIT_TWICE, each)):
+        batch = batch_of(prompt(side, verbalizer), tokenizer, side)
+        assert batch["input_ids"].shape[:2] == (5, len(TEMPLATES[side]) * sequences)
 
 
 def test_a_gap_within_the_text_is_a_sentinel_of_t5(tiny_seq2seq: str) -> None:

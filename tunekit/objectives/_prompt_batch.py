@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _HIDDEN_SHARE = 0.15
-_COLUMNS = ("words", "classes", "positions", "answers", "prior")
+_COLUMNS = ("words", "said_in", "classes", "positions", "answers", "prior")
 
 
 def collate_prompts(features: list[dict[str, Any]], collate: Any, hides: bool = False) -> dict[str, torch.Tensor]:
@@ -105,7 +105,12 @@ def plain_batch(
     made = {"input_ids": whole(*shape), "attention_mask": whole(*shape) + 1}
     if ids.device.type != "meta":
         made["attention_mask"][1:, ..., -1:] = batch["attention_mask"][1:, -1:].reshape(-1, *[1] * len(shape))
-    made |= {"positions": whole(templates, 1), "words": whole(templates, words, 1), "classes": whole(words)}
+    made |= {
+        "positions": whole(templates, 1),
+        "words": whole(templates, words, 1),
+        "said_in": whole(words),
+        "classes": whole(words),
+    }
     if getattr(config, "is_encoder_decoder", False):
         made["answers"] = whole(templates, 1)
     if hides:

@@ -49,11 +49,18 @@ class Words:
     """The class of each word."""
     tokens: tuple[Mapping[str, tuple[int, ...]], ...]
     """For each template, each word's tokens there."""
+    read: tuple[str, ...]
+    """Words that a sequence of their own is read for, in every template: those of several tokens where a decoder says them
+    one after the other. All that are one token are said before any of these; where there is none, one sequence serves all."""
 
     @property
     def longest(self) -> int:
         """Tokens of the longest word."""
         return max(len(t) for table in self.tokens for t in table.values())
+
+    def sequences(self) -> list[int]:
+        """The sequence of a template in which each word is said."""
+        return [self.read.index(w) if w in self.read else 0 for w in self.words]
 
     def table(self) -> list[list[list[int]]]:
         """(templates, words, tokens), filled up."""
@@ -70,7 +77,8 @@ def read_words(verbalizer: Verbalizer, names: Sequence[str], tokenizer: Any, pla
     pairs = [(word, i) for i, name in enumerate(names) for word in verbalizer[name]]
     words = tuple(w for w, _ in pairs)
     tables = tuple({w: word_tokens(tokenizer, place, w) for w in words} for place in places)
-    return Words(names, words, tuple(i for _, i in pairs), tables)
+    split = [w for w in dict.fromkeys(words) if places[0].kind != "mask" and max(len(t[w]) for t in tables) > 1]
+    return Words(names, words, tuple(i for _, i in pairs), tables, tuple(split) or words[:1])
 
 
 def prompt_rows(
@@ -87,10 +95,11 @@ def prompt_rows(
     template: str | None = None,
 ) -> Encoded:
     """Rows as the loss takes them. A row is one sequence a template; where a decoder's label words have several tokens, one
-    a template and word.
+    a template and such word.
 
     Columns: `input_ids` (sequences, tokens), `positions` (sequences, tokens of a word) where the logits of the words are,
-    `words` (templates, words, tokens), `classes` (words), for seq2seq `answers` (what the decoder writes), `prior`, `labels`.
+    `words` (templates, words, tokens), `said_in` (words) the sequence of a template, `classes` (words), for seq2seq `answers`
+    (what the decoder writes), `prior`, `labels`.
 
     Raises:
         InvalidError: every fault of templates, words, labels and tokenizer together.
@@ -156,7 +165,12 @@ class _Maker:
         for row in sorted(cut):
             self.tally.add("rows-truncated", row)
         made = {name: [row[name] for row in rows] for name in ("input_ids", "positions", "answers")}
-        made |= {"words": [self.words.table()] * len(rows), "classes": [list(self.words.classes)] * len(rows)}
+        same: dict[str, list[Any]] = {
+            "words": self.words.table(),
+            "said_in": self.words.sequences(),
+            "classes": list(self.words.classes),
+        }
+        made |= {name: [value] * len(rows) for name, value in same.items()}
         width = max((len(answer) for row in rows for answer in row["answers"]), default=0)
         made["answers"] = [[[*a, *[IGNORE] * (width - len(a))] for a in row["answers"]] for row in rows]
         if not width:
@@ -169,36 +183,30 @@ class _Maker:
         self, writer: Writer, table: Mapping[str, tuple[int, ...]], numbers: list[int], values: list[Values], rows: Any, cut: set[int]
     ) -> None:  # fmt: skip
         """Every row through one template."""
-        place, longest = writer.place, self.words.longest
-        split = longest > 1 and place.kind != "mask"
-        for word in self.words.words if split else self.words.words[:1]:
-            tokens = table[word]
-            masks = max(map(len, table.values()))
+        place, masks = writer.place, max(map(len, table.values()))
+        for word in self.words.read:
             texts = writer.texts(numbers, values, filling_of(place, masks, word))
             for text, row, number in zip(texts, rows, numbers, strict=True):
-                ids, positions, answer = _sequence(text, place, tokens, split)
+                ids, positions, answer = _sequence(text, place, table[word])
                 row["input_ids"].append(ids)
-                row["positions"].append(_filled(positions, longest))
+                row["positions"].append(_filled(positions, self.words.longest))
                 if answer is not None:
                     row["answers"].append(answer)
                 if text.was_cut:
                     cut.add(number)
 
 
-def _sequence(text: Tokens, place: Place, tokens: tuple[int, ...], split: bool) -> tuple[list[int], list[int], Any]:
+def _sequence(text: Tokens, place: Place, tokens: tuple[int, ...]) -> tuple[list[int], list[int], Any]:
     """What the model reads, where the logits of the word's tokens are, and what a decoder writes."""
     if place.kind == "answer":
-        answer = [*place.prefix, *(tokens if split else (0,))]
-        return text.ids, [len(place.prefix) + j for j in range(len(tokens) if split else 1)], answer
+        return text.ids, [len(place.prefix) + j for j in range(len(tokens))], [*place.prefix, *tokens]
     inside = covered(text.offsets, text.written.mask)
     if place.kind == "mask":
         return text.ids, inside, None
     first = inside[0]
     # A text without any token before the word: something must be read first.
     before = text.ids[:first] or [text.ids[-1]]
-    if not split:
-        return before, [len(before) - 1], None
-    return [*before, *tokens], [len(before) - 1 + j for j in range(len(tokens))], None
+    return [*before, *tokens[:-1]], [len(before) - 1 + j for j in range(len(tokens))], None
 
 
 def _prior(prior: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[list[float]]:

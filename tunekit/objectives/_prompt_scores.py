@@ -62,19 +62,17 @@ def logits_at(said: Said, states: torch.Tensor, positions: torch.Tensor) -> torc
 
 def word_scores(said: Said, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Log-probability of each label word, the mean over its tokens, (rows, templates, words)."""
+    import torch
+
     words, positions = inputs["words"], inputs["positions"]
-    rows, each = said.shape
+    (rows, each), (templates, tokens) = said.shape, (words.shape[1], words.shape[-1])
     logits = logits_at(said, said.states[: rows * each], positions.reshape(rows * each, -1))
-    wanted, known = words.clamp(min=0), (words >= 0).to(logits.dtype)
-    total = logits.logsumexp(-1)
-    count = positions.shape[-1]
-    if each == words.shape[1]:  # one sequence a template: all words are said at the same places
-        shaped = logits.view(rows, each, count, -1)
-        found = shaped.gather(-1, wanted.transpose(2, 3)).transpose(2, 3)
-        scores = found - total.view(rows, each, 1, count)
-    else:
-        shaped = logits.view(rows, words.shape[1], words.shape[2], count, -1)
-        scores = shaped.gather(-1, wanted[..., None])[..., 0] - total.view(rows, words.shape[1], words.shape[2], count)
+    shaped = logits.view(rows, templates, each // templates, tokens, -1)
+    row, template, token = (torch.arange(n, device=words.device) for n in (rows, templates, tokens))
+    where = (row[:, None, None, None], template[:, None, None], inputs["said_in"][:, None, :, None], token)
+    wanted = (*where, words.clamp(min=0))
+    scores = shaped[wanted] - shaped.logsumexp(-1)[where]
+    known = (words >= 0).to(logits.dtype)
     return (scores * known).sum(-1) / known.sum(-1).clamp(min=1)
 
 

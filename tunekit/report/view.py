@@ -90,7 +90,13 @@ def _tiles(record: Mapping[str, Any], metric: str) -> list[dict[str, str]]:
         tiles.append({"name": metric, "value": f"{scored[0]['value']:.3f}", "note": ", ".join(others)})
     elif record.get("best"):
         best = record["best"]
-        tiles.append({"name": f"best {best['metric'].removeprefix('eval_')}", "value": number(best["value"]), "note": f"step {best['step']}"})
+        tiles.append(
+            {
+                "name": f"best {best['metric'].removeprefix('eval_')}",
+                "value": number(best["value"]),
+                "note": f"step {best['step']}",
+            }
+        )
     parameters = record.get("parameters") or {}
     if parameters:
         share = 100 * parameters["trainable"] / max(1, parameters["total"])

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunekit.cli.launch_files import command_of, environment_of, slurm_script, write, write_files
 from tunekit.cli.session import Answer, AsJson, Verbose, command, say
 
 if TYPE_CHECKING:
     from tunekit.message_sizes import MessageSizes
     from tunekit.plan import Plan
-
-_CPU_DEFAULTS = {"OMP_NUM_THREADS": "1"}
-_PORT = 29500
 
 
 @command
@@ -74,23 +70,20 @@ def answer(
         *(["--resume"] if resume else []),
         *(["--verbose"] if verbose else []),
     ]
-    folder = Path(plan).resolve().with_suffix(".launch")
-    environment, words = (
-        _environment(read, cpu),
-        _command(read, folder, [plan, *flags], machine_rank, main_process_ip, main_process_port),
-    )
+    folder, words = Path(plan).resolve().with_suffix(".launch"), [plan, *flags]
+    environment = environment_of(read, cpu)
+    start = command_of(read, folder, words, machine_rank, main_process_ip, main_process_port)
     sizes, predicted = _sized(read, hardware) if hardware is not None else (None, None)
     files = write_files(read, folder, cpu=cpu, sizes=sizes)
     if slurm:
-        files.append(
-            _write(folder / "slurm.sh", slurm_script(read, environment, folder, [plan, *flags], main_process_port))
-        )
-    line = shlex.join([*(f"{k}={v}" for k, v in environment.items()), *words])
+        script = slurm_script(read, environment, folder, words, main_process_port)
+        files.append(write(folder / "slurm.sh", script))
+    line = shlex.join([*(f"{k}={v}" for k, v in environment.items()), *start])
     data = {
         "kind": "tunekit-launch",
         "files": [str(f) for f in files],
         "environment": environment,
-        "command": words,
+        "command": start,
         "predicted": predicted,
         "exit": None,
     }
@@ -99,7 +92,7 @@ def answer(
     if not starts:
         return Answer(data=data, text=lambda: told)
     say(told)
-    code = _start(words, environment)
+    code = _start(start, environment)
     if code:
         typer.echo(f"error: {_ended(read, plan, code)}", err=True)
         raise typer.Exit(2 if code == 2 else 1)
@@ -166,100 +159,6 @@ def _sized(plan: Plan, hardware: str) -> tuple[MessageSizes | None, dict[str, An
 def _predicted_line(predicted: Mapping[str, Any]) -> str:
     takes, has = predicted["device_bytes"] / 2**30, predicted["of_bytes"] / 2**30
     return f"predicted {takes:.1f} of {has:.1f} GiB a device{'' if takes <= has else ': it does not fit'}"
-
-
-def write_files(plan: Plan, folder: Path, *, cpu: bool, sizes: MessageSizes | None = None) -> list[Path]:
-    """accelerate's YAML and, for ZeRO, DeepSpeed's JSON.
-
-    Args:
-        plan: The plan.
-        folder: Where to; made where it does not exist.
-        cpu: Whether the processes stay on the CPU.
-        sizes: How much is sent at once, where the cards are known.
-    """
-    import yaml
-
-    from tunekit.sharding import accelerate_config, deepspeed_config, zero_stage
-
-    folder.mkdir(exist_ok=True)
-    file = folder / "deepspeed.json"
-    if zero_stage(plan) is None:
-        config = accelerate_config(plan, cpu=cpu)
-        return [_write(folder / "accelerate.yaml", yaml.safe_dump(config, sort_keys=False))]
-    config = accelerate_config(plan, cpu=cpu, deepspeed_file=str(file))
-    return [
-        _write(file, json.dumps(deepspeed_config(plan, sizes), indent=2) + "\n"),
-        _write(folder / "accelerate.yaml", yaml.safe_dump(config, sort_keys=False)),
-    ]
-
-
-def _write(path: Path, text: str) -> Path:
-    from tunekit.files import write_text
-
-    write_text(path, text)
-    return path
-
-
-def _environment(plan: Plan, cpu: bool) -> dict[str, str]:
-    from tunekit.sharding import launch_environment
-
-    needed = launch_environment(plan, cpu=cpu)
-    # Each rank would otherwise take every core; accelerate says so at every start.
-    return {**needed, **({} if "OMP_NUM_THREADS" in os.environ or not needed else _CPU_DEFAULTS)}
-
-
-def _command(
-    plan: Plan, folder: Path, train: Sequence[str], rank: int, address: str | None, port: int | None
-) -> list[str]:
-    """What starts the processes of this machine."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "accelerate.yaml")]
-    if plan.num_machines > 1:
-        launcher += ["--machine_rank", str(rank), "--main_process_ip", address or "ADDRESS_OF_MACHINE_0"]
-    if plan.num_processes > 1:
-        launcher += ["--main_process_port", str(port if port is not None else _PORT if plan.num_machines > 1 else 0)]
-    return [*launcher, "-m", "tunekit", "train", *train]
-
-
-def slurm_script(
-    plan: Plan, environment: Mapping[str, str], folder: Path, train: Sequence[str], port: int | None
-) -> str:
-    """A script for sbatch: one task a machine, which starts that machine's processes.
-
-    Args:
-        plan: The plan.
-        environment: Variables that the processes need.
-        folder: Where the launch files lie, on a disk that all machines see.
-        train: What `tunekit train` is called with.
-        port: Port of machine 0; None: 29500.
-    """
-    here = plan.num_processes // plan.num_machines
-    launcher = [
-        "accelerate",
-        "launch",
-        "--config_file",
-        str(folder / "accelerate.yaml"),
-        "--main_process_port",
-        str(port or _PORT),
-    ]
-    rest = shlex.join([*launcher, "-m", "tunekit", "train", *train])
-    head, tail = rest.split(" -m tunekit", 1)
-    inner = f"{head} --machine_rank $SLURM_NODEID --main_process_ip $MAIN -m tunekit{tail}"
-    gpus = [] if environment.keys() & {"ACCELERATE_USE_CPU", "DS_ACCELERATOR"} else [f"#SBATCH --gpus-per-node={here}"]
-    lines = [
-        "#!/bin/bash",
-        f"#SBATCH --job-name={folder.stem}",
-        f"#SBATCH --nodes={plan.num_machines}",
-        "#SBATCH --ntasks-per-node=1",
-        *gpus,
-        f"#SBATCH --output={folder / 'slurm-%j.out'}",
-        "",
-        f"cd {shlex.quote(os.getcwd())}",
-        *(f"export {name}={value}" for name, value in environment.items()),
-        'export MAIN="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
-        f"srun bash -c {shlex.quote(inner)}",
-        "",
-    ]
-    return "\n".join(lines)  # fmt: skip
 
 
 def _start(words: Sequence[str], environment: Mapping[str, str]) -> int:

@@ -91,7 +91,9 @@ def _zero(plan: Plan, sizes: MessageSizes) -> dict[str, Any]:
         "sub_group_size": 10**9,
         "stage3_prefetch_bucket_size": sizes.prefetch_elements,
         "stage3_param_persistence_threshold": sizes.resident_elements,
-        "stage3_max_live_parameters": 10**9,
+        # DeepSpeed fetches ahead up to this, a bucket at a time at every linear layer, so that its default of 1e9 gathers any
+        # model of less whole.
+        "stage3_max_live_parameters": sizes.kept_elements + 2 * sizes.prefetch_elements,
         "stage3_max_reuse_distance": sizes.kept_elements,
         # What is saved is whole.
         "stage3_gather_16bit_weights_on_model_save": True,

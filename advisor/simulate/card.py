@@ -13,6 +13,10 @@ MIB = 2**20
 _HOST_BYTES = 840 * MIB
 """Resident memory of a Python process that trains nothing yet: torch, transformers, PEFT and datasets loaded, a Trainer made,
 thread pools and the first kernels there (torch 2.13 and transformers 5.23 for the CPU, Linux x86-64)."""
+_RANK_BYTES = 548 * MIB
+"""The same of a process that `tunekit launch` starts: one thread, and freed blocks given back (`MALLOC_MMAP_THRESHOLD_`), so that its heap
+has no holes. From what ZeRO-3 ranks hold after their steps, less two and a half times their share of the weights and the states, with a
+quarter of a GiB of weights (`benchmarks/zero3_memory.py --gib 0.25`)."""
 HEAP_SHARE = 1.2
 """Peak resident over peak allocated memory: holes in the C library's heap. This and the above from peaks of six Trainer runs
 (BERT, GPT-2 and T5, full and LoRA, 0.3 to 3.5 GiB allocated), which they meet within 6 %."""
@@ -42,5 +46,7 @@ def workspace_bytes(hardware: Hardware) -> int:
     return _HOPPER_WORKSPACE_BYTES if hopper else _WORKSPACE_BYTES
 
 
-def device_bytes(hardware: Hardware, reserved: int) -> int:
-    return reserved + (_CONTEXT_BYTES if hardware.device == "cuda" else _HOST_BYTES)
+def device_bytes(hardware: Hardware, reserved: int, launched: bool = False) -> int:
+    """What the device shows for reserved bytes; `launched`: to a process that `tunekit launch` starts on the CPU."""
+    host = _RANK_BYTES if launched else _HOST_BYTES
+    return reserved + (_CONTEXT_BYTES if hardware.device == "cuda" else host)

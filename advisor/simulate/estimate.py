@@ -98,7 +98,7 @@ def screen(plan: Plan, hardware: Hardware, data: DataFacts | None, model: ModelF
         allocated = held(asked, shape).allocated_bytes
     except Exception:
         return {"least_bytes": 0, "seconds": seconds}
-    least = int(device_bytes(hardware, allocated) * spread(hardware, shape)[1])
+    least = int(device_bytes(hardware, allocated, asked.launched) * spread(hardware, shape)[1])
     return {"least_bytes": least, "seconds": seconds}
 
 
@@ -119,10 +119,12 @@ def _traced(asked: Question, shape: Shape, replays: bool) -> MemoryEstimate:
     recorded, held_back = fullest.recorded, reserved(asked, shape, fullest, replays)
     low, high = spread(asked.hardware, shape)
     high *= _MISSING_SPREAD if held_back.missing else 1
-    needed, device = (device_bytes(asked.hardware, n) for n in (held_back.needed_bytes, held_back.num_bytes))
+    needed, device = (
+        device_bytes(asked.hardware, n, asked.launched) for n in (held_back.needed_bytes, held_back.num_bytes)
+    )
     store = store_of(asked, recorded)
     found = MemoryEstimate(
-        parts={**fullest.top.parts, **fullest.fixed},
+        parts=fullest.parts,
         allocated_bytes=fullest.allocated_bytes,
         reserved_bytes=held_back.num_bytes,
         device_bytes=device,

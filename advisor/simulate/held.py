@@ -39,6 +39,14 @@ class Held:
         return self.top.num_bytes + sum(self.fixed.values())
 
     @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by part; they sum to `allocated_bytes`."""
+        both = dict(self.top.parts)
+        for part, size in self.fixed.items():
+            both[part] = both.get(part, 0) + size
+        return both
+
+    @property
     def pieces(self) -> list[int]:
         """The allocations that make up what lives beside the timeline."""
         halves = ((n // 2, n // 2) if part == "workspace" else (n,) for part, n in self.fixed.items())

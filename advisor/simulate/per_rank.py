@@ -28,6 +28,8 @@ _SHARDS: Mapping[str, frozenset[str]] = {
     "fsdp-hybrid": frozenset({"optimizer", "gradients", "weights", "adapters"}),
 }
 """Parts that each form of sharding divides by the ranks (Rajbhandari et al., ZeRO, 2020; Zhao et al., FSDP, 2023)."""
+_GATHERS = ("zero3", "fsdp", "fsdp-hybrid")
+"""Forms that divide the weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +61,8 @@ def per_rank(recorded: Recorded, plan: Plan) -> PerRank:
     by_storage[_made_in_update(recorded.timeline)] = factors[PARTS.index("optimizer")]
     timeline = _scaled(recorded.timeline, by_storage)
     fixed, reasons = _communication(recorded, plan)
+    if plan.sharding in _GATHERS:
+        timeline = _with_gathered(timeline, _gathered_bytes(recorded, plan))
     if zero_stage(plan) and not plan.offload:
         fixed["optimizer copies"] = -(-4 * recorded.trainable_parameters // ranks)
         timeline = _with_flat_gradient(timeline, fixed["optimizer copies"])
@@ -144,7 +148,7 @@ def _with_flat_gradient(timeline: Timeline, num_bytes: int) -> Timeline:
 
 def _communication(recorded: Recorded, plan: Plan) -> tuple[dict[str, int], tuple[str, ...]]:
     """Buffers for messages: DDP's buckets hold every gradient once more; DeepSpeed's are of a size of their own, twice where
-    sending overlaps with work; ZeRO-3 and FSDP gather two blocks at a time."""
+    sending overlaps with work."""
     size = 2 if zero_half(plan) else max(1, recorded.trainable_bytes // max(1, recorded.trainable_parameters))
     bucket = size * min(BUCKET_ELEMENTS, recorded.trainable_parameters)
     if plan.sharding == "ddp":
@@ -154,10 +158,31 @@ def _communication(recorded: Recorded, plan: Plan) -> tuple[dict[str, int], tupl
         )
     if plan.sharding in ("zero1", "zero2"):
         return {"communication": 2 * bucket}, ("gradients are sent and weights gathered in buckets",)
+    buckets = {"communication": 2 * bucket} if plan.sharding == "zero3" else {}
+    return buckets, ("weights are gathered a block at a time, one ahead",)
+
+
+def _gathered_bytes(recorded: Recorded, plan: Plan) -> int:
+    """Weights that are whole at once: two blocks. DeepSpeed cuts what it fetched at once out of one tensor, which lives beside it
+    (`_all_gather_coalesced` in partition_parameters.py)."""
     weights = _part_bytes(recorded.timeline, ("weights", "adapters"))
-    gathered = min(weights, 2 * _largest(recorded.timeline))
-    buckets = 2 * bucket if plan.sharding == "zero3" else 0
-    return {"communication": gathered + buckets}, ("weights are gathered a block at a time, one ahead",)
+    parameters = max(1, recorded.total_parameters)
+    fetched = weights * min(BUCKET_ELEMENTS, parameters) // parameters if plan.sharding == "zero3" else 0
+    return min(weights, 2 * _largest(recorded.timeline)) + fetched
+
+
+def _with_gathered(timeline: Timeline, num_bytes: int) -> Timeline:
+    """The timeline with gathered weights: from the step's beginning to the update, which finds all of them divided again."""
+    name, begin = len(timeline.sizes), (_update(timeline) or (len(timeline.events), 0))[0]
+    start = next((at for at, moment in timeline.moments if moment != "start"), begin)
+    events = timeline.events
+    return replace(
+        timeline,
+        events=np.concatenate([events[:start], [name], events[start:begin], [~name], events[begin:]]),
+        sizes=np.append(timeline.sizes, num_bytes),
+        parts=np.append(timeline.parts, PARTS.index("communication")),
+        moments=tuple((a + (a > start) + (a >= begin), moment) for a, moment in timeline.moments),
+    )
 
 
 def _part_bytes(timeline: Timeline, parts: tuple[str, ...]) -> int:

@@ -35,6 +35,11 @@ class Question:
         """Whether the device has an allocator and libraries of its own."""
         return self.hardware.device == "cuda"
 
+    @property
+    def launched(self) -> bool:
+        """Whether it is a process of `tunekit launch` on the CPU, which gives freed blocks back to the system."""
+        return not self.cuda and self.plan.num_processes > 1
+
     def batches(self) -> Batches:
         """The shapes of the run's batches."""
         from tunekit.advisor.simulate.batches import batches

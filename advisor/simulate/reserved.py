@@ -47,7 +47,8 @@ def reserved(asked: Question, shape: Shape, held: Held, replays: bool) -> Reserv
     """
     if not asked.cuda:
         store = held.fixed.get(STORE, 0)  # one block, which lies beside the heap
-        heap = store + int((held.allocated_bytes - store) * HEAP_SHARE)
+        share = 1.0 if asked.launched else HEAP_SHARE
+        heap = store + int((held.allocated_bytes - store) * share)
         return Reserved(num_bytes=heap, needed_bytes=heap, moment=held.top.moment)
     whole, reasons = _whole_base_bytes(asked, held), []
     needed = max(_in_steps(asked, held), whole, _in_steps(asked, held.trained) if held.trained else 0)

@@ -36,6 +36,9 @@ if "LILY" in CASES:  # blocks in groups of fewer than a shallow copy has, and of
     CASES |= {
         f"lily-{n}": {"peft_type": "LILY", "r": 4, "stride_A": n, "num_B": 2, "target_modules": BOTH} for n in (3, 6)
     }
+BY_ROWS = ("OSF", "PSOFT")
+"""torch lays the right singular vectors out by rows on CUDA, which weightless tensors stand for, and by columns on the CPU. A slice of
+rows keeps all of them there, and is a copy here."""
 UNWATCHED = {"SHIRA": "a real sparse tensor has no storage that could be watched"}
 DEPTH = 12
 
@@ -58,7 +61,9 @@ def test_a_type_takes_what_it_really_takes(name: str) -> None:
     method, few = AnyPeft(config=CASES[name]), subject(8)
     without = record_at(few, method, None, SHAPE, step(), whole=True)
     real = peak_bytes(recorded(read_config(json.loads(few.config_json)), "causal-lm", method, weightless=False))
-    assert peak(without.timeline).num_bytes == real > 100_000
+    assert real > 100_000
+    excess = peak(without.timeline).num_bytes - real
+    assert 0 < excess < 0.05 * real if name in BY_ROWS else excess == 0
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -32,6 +32,7 @@ CASES |= {
     name: {**LORA, **more} for name, more in VARIANTS.items() if more.keys() <= peft.LoraConfig.__dataclass_fields__.keys()
 }  # fmt: skip
 CASES["VBLORA"] |= {"vector_length": 16, "num_vectors": 8}
+CASES["C3A"] |= {"block_size": 16}
 if "LILY" in CASES:  # blocks in groups of fewer than a shallow copy has, and of more
     CASES |= {
         f"lily-{n}": {"peft_type": "LILY", "r": 4, "stride_A": n, "num_B": 2, "target_modules": BOTH} for n in (3, 6)
@@ -39,7 +40,10 @@ if "LILY" in CASES:  # blocks in groups of fewer than a shallow copy has, and of
 BY_ROWS = ("OSF", "PSOFT")
 """torch lays the right singular vectors out by rows on CUDA, which weightless tensors stand for, and by columns on the CPU. A slice of
 rows keeps all of them there, and is a copy here."""
-UNWATCHED = {"SHIRA": "a real sparse tensor has no storage that could be watched"}
+UNWATCHED = ("SHIRA", "FROD")
+"""A real sparse tensor has no storage that could be watched."""
+ON_HOST = {"LOHA": 8 * 8}
+"""Bytes of real tensors that a device would not hold: a number of eight bytes a block."""
 DEPTH = 12
 
 
@@ -63,7 +67,7 @@ def test_a_type_takes_what_it_really_takes(name: str) -> None:
     real = peak_bytes(recorded(read_config(json.loads(few.config_json)), "causal-lm", method, weightless=False))
     assert real > 100_000
     excess = peak(without.timeline).num_bytes - real
-    assert 0 < excess < 0.05 * real if name in BY_ROWS else excess == 0
+    assert 0 < excess < 0.05 * real if name in BY_ROWS else excess == -ON_HOST.get(name, 0)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -166,9 +166,9 @@ def _gathered_bytes(recorded: Recorded, plan: Plan) -> int:
     """Weights that are whole at once: two blocks. DeepSpeed cuts what it fetched at once out of one tensor, which lives beside it
     (`_all_gather_coalesced` in partition_parameters.py)."""
     weights = _part_bytes(recorded.timeline, ("weights", "adapters"))
-    parameters = max(1, recorded.total_parameters)
-    fetched = weights * min(BUCKET_ELEMENTS, parameters) // parameters if plan.sharding == "zero3" else 0
-    return min(weights, 2 * _largest(recorded.timeline)) + fetched
+    gathered = min(weights, 2 * _largest(recorded.timeline))
+    bucket = weights * BUCKET_ELEMENTS // max(1, recorded.total_parameters)
+    return gathered + (min(gathered // 2, bucket) if plan.sharding == "zero3" else 0)
 
 
 def _with_gathered(timeline: Timeline, num_bytes: int) -> Timeline:

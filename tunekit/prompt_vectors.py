@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any, Literal
@@ -23,6 +24,10 @@ class Vectors(nn.Module):
     def forward(self) -> torch.Tensor:
         return self.weight
 
+    def of(self, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The vectors by a state of this module."""
+        return state["weight"]
+
 
 class EncodedVectors(nn.Module):
     """Vectors that a small network makes out of others (Liu et al. 2021), a perceptron or a bidirectional LSTM."""
@@ -38,6 +43,7 @@ class EncodedVectors(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
+        self._made_with = (num_virtual_tokens, width, torch.device("meta"), kind, hidden, num_layers, dropout)
         on: dict[str, Any] = {"dtype": torch.float32, "device": device}
         self.embedding = nn.Embedding(num_virtual_tokens, width, **on)
         self.lstm: nn.LSTM | None = None
@@ -62,6 +68,13 @@ class EncodedVectors(nn.Module):
             with nullcontext() if weightless else torch.autocast(rows.device.type, enabled=False):
                 rows = self.lstm(rows[None])[0][0]
         return self.head(rows)
+
+    def of(self, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The vectors by a state of this module, without dropout; made apart, since its own weights may lie in parts over ranks."""
+        # Made without values, so that saving draws no random numbers.
+        alone = EncodedVectors(*self._made_with).eval()
+        alone.load_state_dict(state, assign=True)
+        return alone()
 
 
 AnyVectors = Vectors | EncodedVectors

@@ -6,7 +6,6 @@ logits only ever see the real tokens, for every task.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -329,9 +328,7 @@ def folded(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | None = Non
     name, prompt = prompt_of(model)
     state = model.state_dict() if state_dict is None else state_dict
     front = f"{name}.vectors."
-    vectors = copy.deepcopy(prompt.vectors).cpu().eval()
-    vectors.load_state_dict({k.removeprefix(front): v for k, v in state.items() if k.startswith(front)})
-    return vectors().detach()
+    return prompt.vectors.of({k.removeprefix(front): v.cpu() for k, v in state.items() if k.startswith(front)}).detach()
 
 
 # ---------------------------------------------------------------------------------------------- one call

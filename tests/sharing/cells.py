@@ -85,6 +85,8 @@ def covering_cells() -> list[Cell]:
         Cell(method="lora", sharing="zero2", quantization="fp4"),
         Cell(method="bottleneck-adapter", sharing="fsdp"),
         Cell(method="prefix-tuning", sharing="zero3-offload"),
+        Cell(method="p-tuning", sharing="zero3"),
+        Cell(method="p-tuning", sharing="fsdp"),
         Cell(method="full", sharing="zero3", objective="distillation"),
         Cell(method="lora", sharing="fsdp", objective="distillation"),
         Cell(method="prompt-tuning", sharing="zero2-offload", checkpoints=True),

@@ -53,7 +53,7 @@ def stopping(workload: Workload, held_out: int, epochs: float, trains_base: bool
         >>> stopping(example("lora", num_examples=500).workload, held_out=50, epochs=16, trains_base=False)
         Stopping(eval_interval=None, early_stopping_patience=5)
         >>> stopping(example("lora", num_examples=50_000).workload, held_out=5000, epochs=3, trains_base=False)
-        Stopping(eval_interval=0.134, early_stopping_patience=3)
+        Stopping(eval_interval=0.1, early_stopping_patience=3)
     """
     rows = workload.data.num_examples
     # A checkpoint of a whole large model takes longer than what it could save.

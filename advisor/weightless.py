@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tunekit.sharding import whole_weights
 from tunekit.task import ProblemType, Task
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def build(
     auto = getattr(transformers, task.auto_class if task else "AutoModel")
     kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
-    with torch.device("meta"):
+    # A rank under ZeRO-3 builds one too, alone: its host must not divide it.
+    with whole_weights(), torch.device("meta"):
         return auto.from_config(config, dtype=kind, trust_remote_code=False, **extra)
 
 

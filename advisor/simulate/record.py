@@ -15,6 +15,7 @@ from tunekit.advisor.simulate.depth import at_rows
 from tunekit.advisor.simulate.numbered import counts_blocks, names_blocks
 from tunekit.contracts import Method, Objective
 from tunekit.errors import UnsupportedError
+from tunekit.sharding import whole_weights
 from tunekit.task import ProblemType, Task
 
 if TYPE_CHECKING:
@@ -109,7 +110,9 @@ def record(subject: Subject, method: Method, objective: Objective | None, shape:
     recorded_rows = ROWS if shape.batch > 1 and not loops else shape.batch
     family = (subject, described, replace(shape, batch=recorded_rows), step)
     if family not in _families:
-        made = _record(subject, method, objective, replace(shape, batch=recorded_rows), step)
+        # A rank under ZeRO-3 asks too: its host would divide what is built here, and wait for ranks that do not ask.
+        with whole_weights():
+            made = _record(subject, method, objective, replace(shape, batch=recorded_rows), step)
         _families[family] = made if recorded_rows == ROWS else _nothing_fixed(made)
     _families.move_to_end(family)
     while len(_families) > _MAX_FAMILIES:

@@ -14,7 +14,7 @@ PYTEST ?=
 BIN := $(VENV)/bin
 OLD_BIN := $(OLD_VENV)/bin
 # The oldest transformers and peft that pyproject.toml admits, and what must give way for them.
-OLDEST := transformers==5.17.0 peft==0.19.0
+OLDEST := transformers==5.17.0 peft==0.21.0
 OLDEST_FREE := transformers|peft|huggingface-hub|tokenizers|sentence-transformers|trl
 
 .DEFAULT_GOAL := help

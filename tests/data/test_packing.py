@@ -12,6 +12,7 @@ import datasets
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
@@ -61,7 +62,10 @@ OTHERS: dict[str, Any] = {
 }  # fmt: skip
 """Architectures beside those of the zoo, some with windows shorter than an example."""
 WRITES = ("gpt2", "llama", "qwen3", "gemma3", "phi3", "mixtral", "bert", "roberta", "electra", "bart")
-PACKS = {"gpt2", "llama", "qwen3", "gemma3", "phi3", "mixtral", "mistral", "qwen2", "gemma2", "cohere2", "llama4", "olmo2", "phi", "starcoder2", "gpt_neox", "gpt_bigcode"}  # fmt: skip
+PACKS = {"gpt2", "llama", "qwen3", "gemma3", "phi3", "mixtral", "mistral", "qwen2", "gemma2", "cohere2", "olmo2", "phi", "starcoder2", "gpt_neox", "gpt_bigcode"}  # fmt: skip
+LATE: set[str] = set()
+"""Those that only a run with weights finds out: in 5.17 a chunk of Llama 4 runs over the end of an example; those in between were not tried."""
+(PACKS if Version(transformers.__version__) >= Version("5.23") else LATE).add("llama4")
 EAGER = ("gemma2", "mpt", "gptj", "bloom", "mamba")
 """Those that transformers gives no other kernel."""
 LENGTHS = (9, 4, 7, 2, 5, 12)
@@ -135,14 +139,14 @@ def test_every_example_has_the_loss_and_the_gradient_that_it_has_alone(
 @pytest.mark.parametrize("name", [*WRITES, *OTHERS])
 def test_what_does_not_keep_examples_apart_is_refused_without_weights_and_with_them(name: str) -> None:
     told = packing_fault(build(name, device="meta"))
-    assert (told is None) == (name in PACKS)
+    assert (told is None) == (name in PACKS | LATE)
     live = build(name)
     for parameter in live.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     was = {n: p.clone() for n, p in live.state_dict().items()}
     seen = mixing_fault(live)
     if told is None:
-        assert seen is None
+        assert (seen is not None) == (name in LATE)
     else:
         assert told.code == "packing-architecture"
         assert "packing: false" in told.fix

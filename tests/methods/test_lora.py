@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from tunekit.errors import InvalidError, UnsupportedError
 from tunekit.methods.lora import Lora
 from tunekit.task import Task
 
-PEFT = tuple(int(n) for n in version("peft").split(".")[:2])
 CLASSIFY, WRITE = Task.named("sequence-classification"), Task.named("causal-lm")
 
 
@@ -48,12 +46,6 @@ def test_targets_are_the_linear_layers_of_the_blocks(architecture: str, wanted: 
     assert not any(
         word in name for name in names for word in ("classifier", "score", "pooler", "embed", "gate.", "head")
     )
-
-
-@pytest.mark.skipif(PEFT >= (0, 21), reason="needs PEFT below 0.21")
-def test_a_mixture_of_experts_is_refused_before_an_adapter_is_lost() -> None:
-    with pytest.raises(UnsupportedError, match="lora-experts-peft"):
-        prepare(zoo.build("mixtral", WRITE), Lora(r=4), WRITE)
 
 
 def test_fused_experts_learn_on_demand_and_only_then() -> None:
@@ -106,12 +98,6 @@ VARIANTS = {
     "biases": Lora(r=4, bias="all", target_modules="attention"),
     "more": Lora(r=4, modules_to_save=("norm",)),
 }
-
-
-@pytest.fixture(autouse=True)
-def _experts_need_peft_021(request: pytest.FixtureRequest) -> None:
-    if "experts" in request.node.name and PEFT < (0, 21):
-        pytest.skip("needs PEFT 0.21: older ones cannot load adapters of a mixture of experts")
 
 
 def home_of(name: str) -> str:

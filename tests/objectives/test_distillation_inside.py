@@ -10,7 +10,13 @@ import pytest
 import torch
 from distilled import ROWS, batch_of, pair
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+)
 
 import tunekit
 import zoo
@@ -39,7 +45,8 @@ KINDS = [("bert", "sequence-classification"), ("bert", "token-classification"), 
 def matched(architecture: str, task: str) -> tuple[Any, Any]:
     student, teacher = pair(architecture, task, DEEPER[architecture])
     for model in (student, teacher):
-        model.set_attn_implementation("eager")
+        for part in (model, *(m for m in model.modules() if isinstance(m, PreTrainedModel))):
+            part.set_attn_implementation("eager")  # transformers 5.17 leaves T5's stacks out
         for p in model.parameters():
             p.data.div_(3.0 if p.dim() > 1 else 1.0)
     return student.train(), teacher

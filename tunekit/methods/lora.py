@@ -193,14 +193,14 @@ class Lora(Method):
         quantization: str | None = None,
         sharding: str | None = None,
     ) -> Finding | None:
-        """Works everywhere but for PiSSA and OLoRA on a quantised base, and experts with an old PEFT."""
+        """Works everywhere but for PiSSA and OLoRA on a quantised base."""
         if quantization is not None and self._changes_base:
             return error(
                 "lora-init-quantized", f"`init_lora_weights: {self.init_lora_weights}` on a {quantization} base",
                 "it takes its first value out of the weights, which would have to be quantised again",
                 "set `init_lora_weights: true`, or `quantization: null`",
             )  # fmt: skip
-        return _old_peft(model)
+        return None
 
     @classmethod
     def candidates(cls, workload: Workload) -> tuple[Method, ...]:
@@ -324,18 +324,3 @@ class Lora(Method):
         if not isinstance(values["init_lora_weights"], bool) and not _INIT.fullmatch(str(values["init_lora_weights"])):
             return None
         return cls(**values)
-
-
-def _old_peft(model: ModelFacts) -> Finding | None:
-    """PEFT 0.19 on transformers 5 saves an adapter of a mixture of experts and cannot load it again, nor resume."""
-    if not model.num_experts:
-        return None
-    from importlib.metadata import version
-
-    have = version("peft")
-    if tuple(int(n) for n in have.split(".")[:2] if n.isdigit()) >= (0, 21):
-        return None
-    return error(
-        "lora-experts-peft", f"method lora on {model.name} with PEFT {have}", "this PEFT cannot load what it saves of a mixture of experts",
-        "pip install -U 'peft>=0.21'",
-    )  # fmt: skip

@@ -332,7 +332,7 @@ def _build(values: Mapping[str, Any]) -> Any:
 
 
 def _knows_quantised_layers(kind: str) -> bool:
-    """By a file of quantised layers (until PEFT 0.20) or by layers that ask for PEFT's quantisation backend (from 0.21)."""
+    """By layers that ask for PEFT's quantisation backend, or by a file of quantised layers of the type's own."""
     from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftType
 
     package = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(kind)].__module__.rpartition(".")[0]

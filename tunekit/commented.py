@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,7 +29,7 @@ def commented(entry: Entry, workload: Workload) -> str:
     docs = settings_of(Plan)
     for name, value in values.items():
         reason = _WHY.get(name)
-        said = (reason(entry, workload) if reason else "") or docs.get(name, {}).get("text", "")
+        said = (reason(entry, workload) if reason else "") or _as_yaml(docs.get(name, {}).get("text", ""))
         lines += [_comment(said)] if said else []
         parts = getattr(entry.plan, name, None) if name in ("method", "objective", "data") else None
         lines.append(to_yaml({name: value}).rstrip("\n") if parts is None else _block(name, value, parts))
@@ -39,10 +40,20 @@ def _block(name: str, values: Mapping[str, Any], part: Any) -> str:
     """A mapping of settings, each under what it means."""
     docs, lines = settings_of(type(part)), [f"{name}:"]
     for key, value in values.items():
-        said = " ".join(docs.get(key, {}).get("text", "").split())
+        said = _as_yaml(docs.get(key, {}).get("text", ""))
         lines += [textwrap.indent(_comment(said), "  ")] if said else []
         lines.append(textwrap.indent(to_yaml({key: value}).rstrip("\n"), "  "))
     return "\n".join(lines)
+
+
+def _as_yaml(text: str) -> str:
+    """A setting's description in one line, with YAML's word for Python's None.
+
+    Example:
+        >>> _as_yaml("None: read from  the labels.")
+        'null: read from the labels.'
+    """
+    return re.sub(r"\bNone\b", "null", " ".join(text.split()))
 
 
 def _comment(text: str) -> str:

@@ -166,7 +166,7 @@ def _group(slug: str, findings: list[Any]) -> str:
 
 
 def _points(finding: Any) -> str:
-    return f"{finding.points:+g}".replace("-", "\N{MINUS SIGN}") if finding.points else ""
+    return f"{finding.points:+.2g}".replace("-", "\N{MINUS SIGN}") if finding.points else ""
 
 
 def _situation(q: Any) -> str:

@@ -285,6 +285,41 @@ def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_run_that_stopped_early_says_so_and_whose_weights_it_kept(plan: Path, tmp_path: Path) -> None:
+    # At this rate nothing is learnt, so that the first evaluation stays the best one.
+    how = ("learning_rate=1e-12", "early_stopping_patience=1", "num_train_epochs=4", "eval_interval=null")
+    result = call("train", plan, *how, f"output_dir={tmp_path / 'out'}")
+    assert result.exit_code == 0
+    said = " ".join(result.stdout.split())
+    assert " of " in said.split(" steps in ")[0], "how many steps were planned"
+    assert "stopped early, no better score in 1 evaluation;" in said
+    assert "the weights are those of step" in said
+
+
+def test_a_run_that_is_interrupted_while_it_saves_ends_with_130_and_keeps_whole_checkpoints_only(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tunekit.saving
+    from tunekit.checkpoint import last_checkpoint
+
+    out, seal, sealed = tmp_path / "out", tunekit.saving.seal, []
+
+    def interrupted_the_second_time(folder: Path, **values: Any) -> None:
+        sealed.append(folder.name)
+        if len(sealed) == 2:
+            assert (folder / "trainer_state.json").is_file(), "the checkpoint is written, and not yet in its place"
+            signal.raise_signal(signal.SIGINT)
+        seal(folder, **values)
+
+    monkeypatch.setattr(tunekit.saving, "seal", interrupted_the_second_time)
+    result = call("train", plan, "num_train_epochs=5", "early_stopping_patience=null", f"output_dir={out}")
+    assert result.exit_code == 130
+    assert "Traceback" not in result.stderr
+    assert result.stderr.rstrip().endswith("interrupted")
+    assert [p.name for p in out.glob("checkpoint-*")] == sealed[:1]
+    assert last_checkpoint(out) == str(out / sealed[0])
+
+
 @pytest.mark.slow
 def test_an_interruption_ends_with_130_and_no_traceback(plan: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(

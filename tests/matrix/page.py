@@ -24,7 +24,7 @@ when the loss on eight rows falls well below its start; exactly the declared par
 and change, and nothing else does; saved and loaded into a fresh base it answers the same to 1e-5, as many answers as the
 base gives; language models generate what their logits say; what merges answers the same merged; and checkpointing leaves
 the gradients as they are. Everything here ran on a CPU; paths that only a GPU has (flash attention, fused kernels) are
-modelled, not measured.
+modelled, not measured. `p-tuning-2` is P-tuning with an LSTM in place of the perceptron.
 """
 
 

@@ -65,6 +65,21 @@ def test_a_comparison_marks_the_best_and_says_where_plans_differ(tmp_path: Path)
     assert list(json.loads(data.read_text())["runs"]) == ["runs/a", "runs/b"]
 
 
+def test_settings_are_compared_as_a_plan_file_writes_them(tmp_path: Path) -> None:
+    page, _ = write_comparison([second(max_steps=None), second(max_steps=9)], ["runs/a", "runs/b"], tmp_path)
+    text = Page(page.read_text("utf-8")).text
+    assert "null" in text
+    assert "None" not in text
+
+
+def test_a_run_that_stopped_early_is_not_held_against_the_time_of_all_its_steps(tmp_path: Path) -> None:
+    whole = {**RECORD, "steps": {"planned": 100, "resumed_at": 0, "done": 100}}
+    early = {**RECORD, "steps": {"planned": 300, "resumed_at": 0, "done": 100}}
+    said = [Page(write_report(r, None, tmp_path)[0].read_text("utf-8")).text for r in (whole, early)]
+    assert ["all steps" in text for text in said] == [True, False]
+    assert ["of 300 steps" in text for text in said] == [False, True]
+
+
 def test_a_run_without_a_plan_differs_in_no_setting_and_leaves_no_empty_cell(tmp_path: Path) -> None:
     own = {**RECORD, "plan": None, "evaluations": [], "final": None}
     first = {**RECORD, "final": {"step": 100, "eval_loss": 0.5, "eval_accuracy": 0.9}}

@@ -53,11 +53,28 @@ def _text(record: dict[str, Any], folder: str) -> str:
         lines.append(f"evaluation: {metrics_line({k: v for k, v in record['final'].items() if k.startswith('eval_')})}")
     measured = record["measured"]
     if measured["duration"]:
-        lines.append(f"{record['steps']['done']} steps in {clock(measured['duration']['wall_seconds'])}")
+        lines.append(f"{_steps(record)} in {clock(measured['duration']['wall_seconds'])}{_kept(record)}")
     if measured["memory"]:
         lines.append(f"peak memory: {_memory(record)}")
     lines.append(f"saved {folder}{os.sep} (look at it with `tunekit report {folder}`)")
     return "\n".join(lines)
+
+
+def _steps(record: dict[str, Any]) -> str:
+    done, planned = record["steps"]["done"], record["steps"]["planned"]
+    return f"{done} steps" if done >= planned else f"{done} of {planned} steps"
+
+
+def _kept(record: dict[str, Any]) -> str:
+    """Of which step the weights are, where they are not those of the last one, and why a run stopped before its end."""
+    best, steps = record["best"], record["steps"]
+    if not best or best["step"] is None or best["step"] >= steps["done"]:
+        return ""
+    later = sum(e["step"] > best["step"] for e in record["evaluations"])
+    patience = ((record["plan"] or {}).get("early_stopping_patience")) or 0
+    early = steps["done"] < steps["planned"] and 0 < patience <= later
+    said = f": stopped early, no better score in {later} evaluation{'s' if later > 1 else ''}" if early else ""
+    return f"{said}; the weights are those of step {best['step']}, the best"
 
 
 def _memory(record: dict[str, Any]) -> str:

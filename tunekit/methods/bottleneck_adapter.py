@@ -63,7 +63,7 @@ class BottleneckAdapter(Method):
 
     variant: Variant = "pfeiffer"
     """`houlsby`: after the attention and after the feed-forward. `pfeiffer`: after the feed-forward and its norm, half the
-    parameters for about the same score. `parallel`: beside the feed-forward, scaled (He et al.), strongest with many units."""
+    parameters for about the same score. `parallel`: beside the feed-forward, scaled (He et al.), strongest with many units. Settings below that are None are the variant's own."""
     locations: tuple[Location, ...] | None = None
     """After which sublayers: `attention`, `cross_attention` (of a decoder to its encoder), `feed_forward`."""
     reduction_factor: float | Mapping[str, float] | None = None

@@ -105,6 +105,7 @@ def curves(
         _line(axes[0], held_out, "held out", SERIES[1], marker="o")
         axes[0].set_title("loss")
         axes[0].legend(loc="upper right", ncols=2)
+        axes[0].margins(y=0.08)
         axes[0].set_ylim(bottom=0)
         if scores:
             _line(axes[1], scores, "", SERIES[1], marker="o")

@@ -103,9 +103,16 @@ def _differences(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for name in names:
         told = {repr(f.get(name, "")) for f in flat if f is not None}
         if name not in _NOT_SETTINGS and len(told) > 1:
-            values = [str(f[name]) if f is not None and name in f else "" for f in flat]
-            lines.append({"name": name, "values": [v or "-" for v in values]})
+            values = [_written(f[name]) if f is not None and name in f else "-" for f in flat]
+            lines.append({"name": name, "values": values})
     return lines
+
+
+def _written(value: Any) -> str:
+    """A setting as a plan's file has it, since that is where it is changed."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
 
 
 def _short_of_method(plan: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -138,6 +145,7 @@ def _curves(records: Sequence[Mapping[str, Any]], names: Sequence[str], metric: 
             if both and held[i]:
                 axes[1].plot(*zip(*held[i], strict=True), color=colour, marker="o", markersize=4)
         axes[0].set_title("training loss")
+        axes[0].margins(y=0.08)
         axes[0].set_ylim(bottom=0)
         if both:
             axes[1].set_title(f"held-out {metric.replace('_', ' ')}")

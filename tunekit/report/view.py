@@ -112,7 +112,8 @@ def _tiles(record: Mapping[str, Any], metric: str) -> list[dict[str, str]]:
         tiles.append({"name": "peak memory", "value": size(measured["memory"]["device_bytes"]), "note": "measured"})
     if measured.get("duration"):
         took = measured["duration"]
-        note = f"{number(took['num_steps'])} steps, with evaluating and saving"
+        of = "" if ran_whole(record) else f" of {number(record['steps']['planned'])}"
+        note = f"{number(took['num_steps'])}{of} steps, with evaluating and saving"
         tiles.append({"name": "training", "value": time(took["wall_seconds"]), "note": note})
     return tiles
 
@@ -133,12 +134,24 @@ def pairs_of(record: Mapping[str, Any]) -> list[charts.Pair]:
         p, m = predicted["duration"], measured["duration"]
         scale = p["step_seconds"] / p["total_seconds"] if p["total_seconds"] else 0.0
         each = (p["interval"][0] * scale, p["interval"][1] * scale)
-        for name, figure, interval, value in (
-            ("one step", p["step_seconds"], each, m["step_seconds"]),
-            ("all steps", p["total_seconds"], p["interval"], m["total_seconds"]),
-        ):
+        figures = [("one step", p["step_seconds"], each, m["step_seconds"])]
+        # A part of the steps says nothing about a prediction for all of them.
+        if ran_whole(record):
+            figures.append(("all steps", p["total_seconds"], p["interval"], m["total_seconds"]))
+        for name, figure, interval, value in figures:
             pairs.append(charts.Pair(name=name, unit="s", predicted=figure, interval=tuple(interval), measured=value))
     return pairs
+
+
+def ran_whole(record: Mapping[str, Any]) -> bool:
+    """Whether all planned steps were taken in one go: neither stopped early nor resumed.
+
+    Example:
+        >>> ran_whole({"steps": {"planned": 90, "resumed_at": 0, "done": 30}}), ran_whole({})
+        (False, True)
+    """
+    steps = record.get("steps") or {}
+    return bool(steps.get("done", 0) - steps.get("resumed_at", 0) == steps.get("planned", 0))
 
 
 def prediction_rows(record: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -8,8 +8,10 @@ smallest free block that is large enough is taken and split; neighbours are join
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from tunekit.advisor.simulate.loop import BETWEEN
 from tunekit.advisor.simulate.trace import PARTS
@@ -18,24 +20,36 @@ if TYPE_CHECKING:
     from tunekit.advisor.simulate.depth import Timeline
 
 KIB, MIB = 2**10, 2**20
-_ROUND = 512
-_SMALL = MIB
-_SMALL_SEGMENT = 2 * MIB
-_LARGE_SEGMENT = 20 * MIB
-_MIN_LARGE = 10 * MIB
-_ROUND_LARGE = 2 * MIB
+_UNIT = 512
+"""Bytes that sizes are rounded up to. In here sizes and addresses are counted in them."""
+_SMALL = MIB // _UNIT
+_SMALL_SEGMENT = 2 * MIB // _UNIT
+_LARGE_SEGMENT = 20 * MIB // _UNIT
+_MIN_LARGE = 10 * MIB // _UNIT
+_ROUND_LARGE = 2 * MIB // _UNIT
 _WEIGHTS, _OPTIMIZER = PARTS.index("weights"), PARTS.index("optimizer")
 
 
-class _Block:
-    """A piece of a segment; `key`, (bytes, address), orders free blocks."""
+def units(num_bytes: np.ndarray) -> np.ndarray:
+    """How many units the sizes take.
 
-    __slots__ = ("after", "before", "free", "key", "small")
+    Example:
+        >>> units(np.array([0, 512, 513])).tolist()
+        [1, 1, 2]
+    """
+    return np.maximum(-(-num_bytes // _UNIT), 1)
 
-    def __init__(self, key: tuple[int, int], small: bool) -> None:
-        self.key, self.small, self.free = key, small, False
-        self.before: _Block | None = None
-        self.after: _Block | None = None
+
+class _Pool:
+    """Free blocks by size: a few sizes share a great many blocks."""
+
+    __slots__ = ("at", "sizes")
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        """Ascending."""
+        self.at: dict[int, list[int]] = {}
+        """Size to addresses, ascending."""
 
 
 class CachingAllocator:
@@ -56,104 +70,157 @@ class CachingAllocator:
     """
 
     def __init__(self, capacity: int | None = None) -> None:
-        self._capacity = capacity
-        self.allocated = self.reserved = 0
-        self.peak_allocated = self.peak_reserved = 0
-        self._pools: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
-        self._blocks: dict[int, _Block] = {}
-        self._free: dict[int, _Block] = {}
+        self._capacity = None if capacity is None else capacity // _UNIT
+        self._allocated = self._reserved = self._peak_allocated = self._peak_reserved = 0
+        self._small, self._large = _Pool(), _Pool()
+        self._taken: dict[int, tuple[int, int]] = {}
+        """Name to address and size."""
+        self._free: dict[int, int] = {}
+        """Free blocks: address to size."""
+        self._starts: dict[int, int] = {}
+        """Free blocks: where they end to where they begin."""
+        self._segments: dict[int, int] = {}
         self._end = 0
+
+    allocated = property(lambda self: self._allocated * _UNIT, doc="Bytes that are taken.")
+    reserved = property(lambda self: self._reserved * _UNIT, doc="Bytes of all segments.")
+    peak_allocated = property(lambda self: self._peak_allocated * _UNIT)
+    peak_reserved = property(lambda self: self._peak_reserved * _UNIT)
 
     def allocate(self, name: int, num_bytes: int) -> None:
         """Takes `num_bytes` under a name that is not in use."""
-        size = -(-num_bytes // _ROUND) * _ROUND or _ROUND
-        small = size <= _SMALL
-        pool = self._pools[small]
-        at = bisect_left(pool, (size, -1))
-        block = self._free.pop(pool.pop(at)[1]) if at < len(pool) else self._segment(size, small)
-        block.free = False
-        rest = block.key[0] - size
-        if rest >= _ROUND if small else rest > _SMALL:
-            self._split(block, size, rest)
-        self._blocks[name] = block
-        self.allocated += block.key[0]
-        if self.allocated > self.peak_allocated:
-            self.peak_allocated = self.allocated
+        self.run((name,), units(np.array([num_bytes])).tolist())
 
     def free(self, name: int) -> None:
         """Gives back what was taken under a name; joins free neighbours."""
-        block = self._blocks.pop(name)
-        self.allocated -= block.key[0]
-        for other in (block.before, block.after):
-            if other is not None and other.free:
-                self._withdraw(other)
-                self._join(block, other)
-        self._offer(block)
+        self.run((name,), (0,))
+
+    def run(self, names: Sequence[int], sizes: Sequence[int]) -> None:
+        """Takes each size, in units, under its name; where the size is 0, what was taken under it is given back.
+
+        An answer runs through half a million of them: everything is done in this one loop, on plain whole numbers.
+        """
+        taken, free, starts, limit = self._taken, self._free, self._starts, _SMALL
+        small, large, small_at, large_at = self._small.sizes, self._large.sizes, self._small.at, self._large.at
+        allocated, peak = self._allocated, self._peak_allocated
+        for name, size in zip(names, sizes, strict=True):
+            if size:
+                order, at = (small, small_at) if size <= limit else (large, large_at)
+                place = bisect_left(order, size)
+                if place < len(order):
+                    whole = order[place]
+                    same = at[whole]
+                    address = same.pop(0)
+                    if not same:
+                        del at[whole], order[place]
+                    del free[address]
+                else:
+                    address, whole = self._segment(size)
+                rest = whole - size
+                if rest > limit or (rest and size <= limit):
+                    begin = address + size
+                    free[begin] = rest
+                    starts[address + whole] = begin
+                    if rest in at:
+                        insort(at[rest], begin)
+                    else:
+                        at[rest] = [begin]
+                        insort(order, rest)
+                else:
+                    size = whole
+                    starts.pop(address + whole, None)
+                taken[name] = address, size
+                allocated += size
+                if allocated > peak:
+                    peak = allocated
+            else:
+                address, size = taken.pop(name)
+                allocated -= size
+                order, at = (small, small_at) if size <= limit else (large, large_at)
+                end = address + size
+                if end in free:
+                    rest = free.pop(end)
+                    same = at[rest]
+                    if len(same) > 1:
+                        same.remove(end)
+                    else:
+                        del at[rest]
+                        order.remove(rest)
+                    size += rest
+                    end += rest
+                if address in starts:
+                    begin = starts.pop(address)
+                    rest = address - begin
+                    same = at[rest]
+                    if len(same) > 1:
+                        same.remove(begin)
+                    else:
+                        del at[rest]
+                        order.remove(rest)
+                    size += rest
+                    address = begin
+                free[address] = size
+                starts[end] = address
+                if size in at:
+                    insort(at[size], address)
+                else:
+                    at[size] = [address]
+                    insort(order, size)
+        self._allocated, self._peak_allocated = allocated, peak
 
     def preload(self, num_bytes: int) -> None:
         """Takes and gives back one block, as transformers does before it loads weights onto a device."""
-        self._offer(self._segment(max(num_bytes, _MIN_LARGE), small=False))
+        address, size = self._segment(max(-(-num_bytes // _UNIT), _MIN_LARGE))
+        self._free[address], self._starts[address + size] = size, address
+        _offer(self._large, size, address)
 
-    def __contains__(self, name: int) -> bool:
-        return name in self._blocks
-
-    def names(self, start: int, end: int) -> list[int]:
-        """What is alive of the names from `start` to before `end`, ascending."""
-        return sorted(name for name in self._blocks if start <= name < end)
+    def free_between(self, start: int, end: int) -> None:
+        """Gives back what is alive of the names from `start` to before `end`, in ascending order."""
+        names = sorted(name for name in self._taken if start <= name < end)
+        self.run(names, [0] * len(names))
 
     def empty_cache(self) -> None:
         """Gives segments without any allocation back to the device."""
-        for pool in self._pools.values():
-            for size, address in list(pool):
-                block = self._free[address]
-                if block.before is None and block.after is None:
-                    self._withdraw(block)
-                    self.reserved -= size
+        for address, size in list(self._free.items()):
+            if self._segments.get(address) == size:
+                del self._free[address], self._starts[address + size], self._segments[address]
+                _withdraw(self._small if size == _SMALL_SEGMENT else self._large, size, address)
+                self._reserved -= size
 
-    def _segment(self, size: int, small: bool) -> _Block:
-        if small:
+    def _segment(self, size: int) -> tuple[int, int]:
+        """Address and size of a new one, for a block of at least `size`."""
+        if size <= _SMALL:
             total = _SMALL_SEGMENT
         elif size < _MIN_LARGE:
             total = _LARGE_SEGMENT
         else:
             total = -(-size // _ROUND_LARGE) * _ROUND_LARGE
-        if self._capacity is not None and self.reserved + total > self._capacity:
+        if self._capacity is not None and self._reserved + total > self._capacity:
             self.empty_cache()
-        self.reserved += total
-        self.peak_reserved = max(self.peak_reserved, self.reserved)
-        address, self._end = self._end, self._end + total
-        return _Block((total, address), small)
+        self._reserved += total
+        self._peak_reserved = max(self._peak_reserved, self._reserved)
+        address, self._end = self._end, self._end + total + 1  # a gap: blocks are not joined over segments
+        self._segments[address] = total
+        return address, total
 
-    def _split(self, block: _Block, size: int, rest: int) -> None:
-        address, after = block.key[1], block.after
-        block.key = (size, address)
-        remainder = _Block((rest, address + size), block.small)
-        remainder.before, remainder.after = block, after
-        if after is not None:
-            after.before = remainder
-        block.after = remainder
-        self._offer(remainder)
 
-    def _offer(self, block: _Block) -> None:
-        block.free = True
-        insort(self._pools[block.small], block.key)
-        self._free[block.key[1]] = block
+def _offer(pool: _Pool, size: int, address: int) -> None:
+    """Puts a free block into its pool."""
+    if size in pool.at:
+        insort(pool.at[size], address)
+    else:
+        pool.at[size] = [address]
+        insort(pool.sizes, size)
 
-    def _withdraw(self, block: _Block) -> None:
-        pool = self._pools[block.small]
-        del pool[bisect_left(pool, block.key)]
-        del self._free[block.key[1]]
 
-    def _join(self, block: _Block, other: _Block) -> None:
-        block.key = (block.key[0] + other.key[0], min(block.key[1], other.key[1]))
-        if other is block.before:
-            block.before = other.before
-            if other.before is not None:
-                other.before.after = block
-        else:
-            block.after = other.after
-            if other.after is not None:
-                other.after.before = block
+def _withdraw(pool: _Pool, size: int, address: int) -> None:
+    """Takes a free block out of its pool."""
+    same = pool.at[size]
+    if len(same) > 1:
+        same.remove(address)
+    else:
+        del pool.at[size]
+        pool.sizes.remove(size)
 
 
 def replay(allocator: CachingAllocator, timeline: Timeline, steps: int = 2, preloads: bool = False) -> None:
@@ -168,38 +235,38 @@ def replay(allocator: CachingAllocator, timeline: Timeline, steps: int = 2, prel
         steps: How often it is run.
         preloads: Whether the weights are loaded straight onto the device, into one block taken for all of them.
     """
-    sizes, events, parts = timeline.sizes.tolist(), timeline.events.tolist(), timeline.parts.tolist()
     start = end_of_start(timeline)
-    states = [e for e in events[:start] if parts[e] == _OPTIMIZER]
+    by_name = units(timeline.sizes)
+    before, step = timeline.events[:start], timeline.events[start:]
     if preloads:
-        allocator.preload(sum(sizes[e] for e in events[:start] if parts[e] == _WEIGHTS and sizes[e] > _SMALL))
-    if not any(moment == "optimizer" for _, moment in timeline.moments):
-        states = []
-    made_later = set(states)
-    for event in events[:start]:
-        if event not in made_later:
-            allocator.allocate(event, sizes[event])
-    step = timeline.events[start:]
-    left = sorted(set(step[step >= 0].tolist()) - set((~step[step < 0]).tolist()))
-    allocate, free = allocator.allocate, allocator.free
+        sizes = timeline.sizes[before]
+        allocator.preload(int(sizes[(timeline.parts[before] == _WEIGHTS) & (sizes > MIB)].sum()))
+    made_later = (timeline.parts[before] == _OPTIMIZER) & updates(timeline)
+    states = before[made_later]
+
+    def run(names: np.ndarray, sizes: np.ndarray) -> None:
+        allocator.run(names.tolist(), sizes.tolist())
+
+    run(before[~made_later], by_name[before[~made_later]])
+    names = np.where(step >= 0, step, ~step)
+    sizes = np.where(step >= 0, by_name[names], 0)
+    left = np.sort(np.setdiff1d(step[step >= 0], ~step[step < 0]))
+    again = before[np.isin(before, ~step[step < 0])]
     for _ in range(steps):
         for moment, at, end in _stretches(timeline, start):
             if moment == BETWEEN:
                 allocator.empty_cache()
             elif moment == "optimizer":
-                for state in states:
-                    allocator.allocate(state, sizes[state])
-                states = []
-            for event in events[at:end]:
-                if event >= 0:
-                    allocate(event, sizes[event])
-                else:
-                    free(~event)
-        for name in left:
-            free(name)
-        for event in events[:start]:
-            if event not in allocator:
-                allocator.allocate(event, sizes[event])
+                run(states, by_name[states])
+                states = states[:0]
+            run(names[at - start : end - start], sizes[at - start : end - start])
+        run(left, np.zeros_like(left))
+        run(again, by_name[again])
+
+
+def updates(timeline: Timeline) -> bool:
+    """Whether the optimizer works in the step."""
+    return any(moment == "optimizer" for _, moment in timeline.moments)
 
 
 def _stretches(timeline: Timeline, start: int) -> Iterator[tuple[str, int, int]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunekit.advisor.simulate.allocator import CachingAllocator, end_of_start
+from tunekit.advisor.simulate.allocator import CachingAllocator, end_of_start, units, updates
 from tunekit.advisor.simulate.trace import PARTS
 
 if TYPE_CHECKING:
@@ -137,16 +137,13 @@ class Replay:
         self._most = (0, 0)
         for name, size in enumerate(fixed, start=1):
             self.allocator.allocate(-name, size)
-        start = timeline.events[: end_of_start(timeline)].tolist()
-        sizes, parts = timeline.sizes.tolist(), timeline.parts.tolist()
+        start, sizes = timeline.events[: end_of_start(timeline)], timeline.sizes
         if preloads:
-            self.allocator.preload(sum(sizes[e] for e in start if parts[e] == _WEIGHTS and sizes[e] > _LARGE))
-        updates = any(moment == "optimizer" for _, moment in timeline.moments)
-        self._states = [(e, sizes[e]) for e in start if parts[e] == _OPTIMIZER and updates]
-        made_later = {e for e, _ in self._states}
-        for e in start:
-            if e not in made_later:
-                self.allocator.allocate(e, sizes[e])
+            weights = sizes[start[timeline.parts[start] == _WEIGHTS]]
+            self.allocator.preload(int(weights[weights > _LARGE].sum()))
+        made_later = (timeline.parts[start] == _OPTIMIZER) & updates(timeline)
+        self._states = start[made_later], sizes[start[made_later]]
+        self._take(start[~made_later], sizes[start[~made_later]])
 
     def step(self, cycle: Cycle, length: int, number: int | None = None) -> None:
         """Takes a step of a length; `number` is what it is called."""
@@ -157,44 +154,30 @@ class Replay:
         kept = (cycle.places >= 0) | (not first and cycle.leaves)
         if self.steps > 2:
             kept &= cycle.sizes[cycle.places] > _LARGE
-        signed = np.where(cycle.born, names, ~names)
-        bytes_by_event = sizes[cycle.places]
-        ends = [*(a for a, _ in cycle.moments[1:]), len(signed)]
+        sizes = np.where(cycle.born, units(sizes[cycle.places]), 0)
+        ends = [*(a for a, _ in cycle.moments[1:]), len(names)]
         for (at, moment), end in zip(cycle.moments, ends, strict=True):
             if moment == "optimizer":
-                for name, size in self._states:
-                    self.allocator.allocate(name, size)
-                self._states = []
+                self._take(*self._states)
+                self._states = self._states[0][:0], self._states[1][:0]
             here = kept[at:end]
-            self._take(signed[at:end][here].tolist(), bytes_by_event[at:end][here].tolist())
+            self.allocator.run(names[at:end][here].tolist(), sizes[at:end][here].tolist())
             self._look(f"step {called}, {moment}")
         if not cycle.leaves:
-            self._drop(self._names + self.steps * count, count)
+            self.allocator.free_between(self._names + self.steps * count, self._names + (self.steps + 1) * count)
 
-    def _take(self, events: list[int], sizes: list[int]) -> None:
-        allocate, free = self.allocator.allocate, self.allocator.free
-        for event, size in zip(events, sizes, strict=True):
-            if event >= 0:
-                allocate(event, size)
-            elif ~event in self.allocator:  # what two steps kept of the small pool is left there
-                free(~event)
-
-    def _drop(self, start: int, count: int) -> None:
-        for name in self.allocator.names(start, start + count):
-            self.allocator.free(name)
+    def _take(self, names: np.ndarray, num_bytes: np.ndarray) -> None:
+        self.allocator.run(names.tolist(), units(num_bytes).tolist())
 
     def once(self, events: np.ndarray, sizes: np.ndarray, moment: str) -> None:
         """Events of something that leaves nothing behind, such as an evaluation; frees of what was there before are left out."""
-        own = np.unique(events[events >= 0])
-        kept = np.isin(np.where(events >= 0, events, ~events), own)
+        born = events >= 0
+        names = np.where(born, events, ~events)
+        own = np.isin(names, events[born])
         start = self._names + (self.steps + 2) * 2**32
-        known = np.where(events >= 0, events, ~events)[kept]
-        signed = np.where(events[kept] >= 0, start + known, ~(start + known))
-        self._take(signed.tolist(), sizes[known].tolist())
+        self.allocator.run((start + names[own]).tolist(), np.where(born, units(sizes[names]), 0)[own].tolist())
         self._look(moment)
-        for name in own.tolist():
-            if start + name in self.allocator:
-                self.allocator.free(start + name)
+        self.allocator.free_between(start, start + len(sizes))
 
     def _look(self, at: str) -> None:
         now = self.allocator.peak_allocated, self.allocator.peak_reserved

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tunekit.sharding import whole_weights
@@ -60,8 +61,30 @@ def build(
     kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     extra = {"attn_implementation": attn_implementation} if attn_implementation else {}
     # A rank under ZeRO-3 builds one too, alone: its host must not divide it.
-    with whole_weights(), torch.device("meta"):
+    with whole_weights(), weightless():
         return auto.from_config(config, dtype=kind, trust_remote_code=False, **extra)
+
+
+@contextlib.contextmanager
+def weightless() -> Iterator[None]:
+    """Within it tensors are made on the meta device, and none is given its first values: torch works out for each how it would
+    draw them, which takes longer than making the module."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    starts = {getattr(torch.nn.init, name) for name in dir(torch.nn.init) if name.endswith("_") and name[0] != "_"}
+
+    class Undrawn(TorchFunctionMode):
+        def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if func in starts:
+                tensor = args[0] if args else kwargs["tensor"]
+                if tensor.is_meta:
+                    return tensor
+            return func(*args, **kwargs)
+
+    with torch.device("meta"), Undrawn():
+        yield
 
 
 def prepare_config(

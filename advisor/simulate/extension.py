@@ -28,14 +28,14 @@ class _Template:
     """One shallow segment, ready to be repeated: its events as numbers, so that a block costs a few array operations."""
 
     events: np.ndarray
-    """Ordinals of births within the segment; frees are filled in where it is repeated."""
-    births: np.ndarray
-    """Where in `events` something is born."""
+    """Ordinals within the segments of birth; their complements where something dies."""
+    origin: np.ndarray
+    """Of each event the segment of birth: 0 for this one, 1 and on as `frees` lists them."""
     sizes: np.ndarray
     """Bytes by ordinal."""
     parts: np.ndarray
-    frees: tuple[tuple[int, int | None, np.ndarray, np.ndarray, np.ndarray], ...]
-    """(run of birth, blocks away or None for outside the blocks, where in `events`, ordinals there, bytes)."""
+    frees: tuple[tuple[int, int | None, np.ndarray, np.ndarray], ...]
+    """(run of birth, blocks away or None for outside the blocks, ordinals there, bytes)."""
     every: tuple[tuple[int, int, tuple[int, ...], int, int], ...]
     """(where in `events`, run of birth, numbers of all blocks it was born in, ordinal there, bytes)."""
 
@@ -50,11 +50,12 @@ class _Extension:
         self._sizes: list[np.ndarray] = []
         self._parts: list[np.ndarray] = []
         self._moments: list[tuple[int, str]] = []
-        self._ops: Counter[tuple[str, Cost]] = Counter()
+        self._times: Counter[int] = Counter()
+        self._checked: set[tuple[int, int, int]] = set()
         self._runs = _runs(trace.segments)
         self._run_of = {g: r for r, run in enumerate(self._runs) for g in run}
-        # (run, number of the full block, or -1 for outside the blocks) -> first number born there, and its bytes by ordinal
-        self._born: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
+        # (run, number of the full block, or -1 for outside the blocks) -> first number born there, and the segment it repeats
+        self._born: dict[tuple[int, int], tuple[int, int]] = {}
         self._copies = [[[k for k, t in enumerate(s.templates) if t == i] for i in range(len(s.kept))] for s in stacks]
         self._templates: dict[int, _Template] = {}
 
@@ -73,16 +74,23 @@ class _Extension:
                     raise DepthError(f"no block stands for {k} of {stack.name} in {first.moment}")
                 self._emit(g, r, k)
         events = _joined(self._events)
-        freed = events[events < 0]
-        if len(np.unique(freed)) < len(freed):
+        if np.bincount(~events[events < 0]).max(initial=0) > 1:
             raise DepthError("freed twice")
         return Timeline(
             events=events,
             sizes=_joined(self._sizes),
             parts=_joined(self._parts),
             moments=tuple(self._moments),
-            ops=tuple((moment, cost, count) for (moment, cost), count in self._ops.items()),
+            ops=self._ops(),
         )
+
+    def _ops(self) -> tuple[tuple[str, Cost, int], ...]:
+        ops: Counter[tuple[str, Cost]] = Counter()
+        for g, times in self._times.items():
+            segment = self._trace.segments[g]
+            for cost, count in segment.ops.items():
+                ops[segment.moment, cost] += times * count
+        return tuple((moment, cost, count) for (moment, cost), count in ops.items())
 
     def _check_run(self, segments: dict[int, int], stack: Stack) -> None:
         """A stand-in for several blocks may only be repeated where its neighbours are visited too."""
@@ -121,15 +129,18 @@ class _Extension:
             else:
                 every.append((at, r, tuple(self._copies[origin[0]][origin[1]]), ordinal, size))
         events = np.array(segment.events, dtype=np.int64)
-        births = np.flatnonzero(events >= 0)
-        events[births] = np.arange(len(born))
-        columns = ((key, np.array(rows, dtype=np.int64).T) for key, rows in near.items())
+        events[events >= 0] = np.arange(len(born))
+        origin, frees = np.zeros(len(events), dtype=np.int64), []
+        for number, ((run, away), rows) in enumerate(near.items(), start=1):
+            at, ordinals, sizes = np.array(rows, dtype=np.int64).T
+            events[at], origin[at] = ~ordinals, number
+            frees.append((run, away, ordinals, sizes))
         return _Template(
             events=events,
-            births=births,
+            origin=origin,
             sizes=np.array([trace.sizes[e] for e in born], dtype=np.int64),
             parts=np.array([PARTS.index(trace.parts[e]) for e in born], dtype=np.int64),
-            frees=tuple((*key, at, ordinals, sizes) for key, (at, ordinals, sizes) in columns),
+            frees=tuple(frees),
             every=tuple(every),
         )
 
@@ -137,15 +148,18 @@ class _Extension:
         segment, template = self._trace.segments[g], self._template(g)
         if not self._moments or self._moments[-1][1] != segment.moment:
             self._moments.append((self._num_events, segment.moment))
-        for cost, count in segment.ops.items():
-            self._ops[segment.moment, cost] += count
+        self._times[g] += 1
         if (r, -1 if k is None else k) in self._born:
             raise DepthError("a block is visited twice in a row")
-        self._born[r, -1 if k is None else k] = self._num_storages, template.sizes
-        events = template.events.copy()
-        events[template.births] += self._num_storages
-        for run, away, at, ordinals, sizes in template.frees:
-            events[at] = ~self._named(run, -1 if away is None else (k or 0) + away, ordinals, sizes)
+        self._born[r, -1 if k is None else k] = self._num_storages, g
+        shifts = [self._num_storages]
+        for number, (run, away, ordinals, sizes) in enumerate(template.frees):
+            start, repeats = self._born.get((run, -1 if away is None else (k or 0) + away), (0, -1))
+            if (g, number, repeats) not in self._checked:
+                self._check(repeats, ordinals, sizes)
+                self._checked.add((g, number, repeats))
+            shifts.append(-start)
+        events = template.events + np.array(shifts)[template.origin]
         if template.every:
             events = self._with_every(template, events)
         self._events.append(events)
@@ -158,18 +172,19 @@ class _Extension:
         """The events with the frees that stand for one in each of several blocks put in place of each."""
         pieces, done = [], 0
         for at, run, blocks, ordinal, size in template.every:
-            one = np.array([ordinal]), np.array([size])
-            pieces += [events[done:at], *(~self._named(run, block, *one) for block in blocks)]
+            pieces.append(events[done:at])
+            for block in blocks:
+                start, repeats = self._born.get((run, block), (0, -1))
+                self._check(repeats, np.array([ordinal]), np.array([size]))
+                pieces.append(np.array([~(start + ordinal)]))
             done = at + 1
         return np.concatenate([*pieces, events[done:]])
 
-    def _named(self, run: int, block: int, ordinals: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        """Numbers, in the full model, of what was born in a run and block, given by ordinals there and what size they must be."""
-        start, born = self._born.get((run, block), (0, sizes[:0]))
+    def _check(self, g: int, ordinals: np.ndarray, sizes: np.ndarray) -> None:
+        """Whether a segment bears what is freed: given by ordinals there, and the size that each must have."""
+        born = self._templates[g].sizes if g >= 0 else sizes[:0]
         if ordinals.max() >= len(born) or not np.array_equal(born[ordinals], sizes):
             raise DepthError("a block does not repeat its stand-in")
-        numbers: np.ndarray = start + ordinals
-        return numbers
 
 
 def _joined(pieces: list[np.ndarray]) -> np.ndarray:

@@ -74,21 +74,24 @@ Depth = Literal["whole", "short", "shorter"]
 
 @lru_cache(maxsize=8)
 def skeleton(subject: Subject, depth: Depth) -> tuple[nn.Module, tuple[Stack, ...]]:
-    """The weightless model of a subject at a depth; shared, so copy before changing it."""
-    from tunekit.advisor.simulate.depth import cut, cut_once_more
+    """The weightless model of a subject at a depth; shared, so copy before changing it. A deep one is built once."""
+    from tunekit.advisor.simulate.depth import cut, cut_once_more, fresh
     from tunekit.advisor.simulate.quantized import quantize
     from tunekit.advisor.weightless import build
 
+    if subject.quantization:
+        plain, stacks = skeleton(replace(subject, quantization=None), depth)
+        quantize(model := fresh(plain), subject.quantization, subject.task)
+        return model, stacks
+    if depth == "shorter":
+        short, stacks = skeleton(subject, "short")
+        model = fresh(short)
+        return model, cut_once_more(model, stacks)
     model = build(
         json.loads(subject.config_json), subject.task, subject.num_labels, dtype=subject.dtype,
         problem_type=subject.problem_type, attn_implementation=subject.attn_implementation,
     )  # fmt: skip
-    stacks = cut(model, whole=depth == "whole")
-    if depth == "shorter":
-        stacks = cut_once_more(model, stacks)
-    if subject.quantization:
-        quantize(model, subject.quantization, subject.task)
-    return model, stacks
+    return model, cut(model, whole=depth == "whole")
 
 
 class UntraceableError(Exception):
@@ -194,13 +197,12 @@ def _ready(subject: Subject, method: Method, step: Step, depth: Depth) -> Ready:
 
 
 def _make_ready(subject: Subject, method: Method, described: str, depth: Depth) -> Ready:
-    import torch
-
     from tunekit.advisor.simulate.made_up import Shortcuts, plain_starts
+    from tunekit.advisor.weightless import weightless
 
     with plain_starts():
         try:
-            with torch.device("meta"):
+            with weightless():
                 return _applied(subject, method, described, depth)
         except Exception:  # what a method may raise that looks at weights when it starts
             with Shortcuts():

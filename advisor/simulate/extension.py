@@ -130,14 +130,14 @@ class _Extension:
                 every.append((at, r, tuple(self._copies[origin[0]][origin[1]]), ordinal, size))
         events = np.array(segment.events, dtype=np.int64)
         events[events >= 0] = np.arange(len(born))
-        origin, frees = np.zeros(len(events), dtype=np.int64), []
+        of, frees = np.zeros(len(events), dtype=np.int64), []
         for number, ((run, away), rows) in enumerate(near.items(), start=1):
             at, ordinals, sizes = np.array(rows, dtype=np.int64).T
-            events[at], origin[at] = ~ordinals, number
+            events[at], of[at] = ~ordinals, number
             frees.append((run, away, ordinals, sizes))
         return _Template(
             events=events,
-            origin=origin,
+            origin=of,
             sizes=np.array([trace.sizes[e] for e in born], dtype=np.int64),
             parts=np.array([PARTS.index(trace.parts[e]) for e in born], dtype=np.int64),
             frees=tuple(frees),

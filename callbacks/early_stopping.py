@@ -45,17 +45,22 @@ class EarlyStopping(TrainerCallback):
         """Stops where the best score lies too far back."""
         if self.patience is None or not 0 < state.global_step < state.max_steps:
             return
-        waited = self.waited(args, state)
-        if waited >= self.patience:
+        if self.waited(args, state) >= self.patience:
             control.should_training_stop = True
             self.stopped_at = state.global_step
-            if state.is_world_process_zero:
-                _LOG.info("stopped at step %d: %d evaluations without a better score", state.global_step, waited)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Says that it stopped the run, and why."""
+        if self.stopped_at is not None and state.is_world_process_zero:
+            waited = self.waited(args, state)
+            said = "stopped early at step %d of %d: no better %s in %d evaluation%s"
+            _LOG.warning(said, self.stopped_at, state.max_steps, _metric(args), waited, "s" * (waited > 1))
 
     def waited(self, args: TrainingArguments, state: TrainerState) -> int:
         """Evaluations since the best one."""
-        name = args.metric_for_best_model or "loss"
-        name = name if name.startswith("eval_") else f"eval_{name}"
+        name = f"eval_{_metric(args)}"
         # The host takes a metric without a direction for a loss where it is called so.
         sign = (
             1 if (args.greater_is_better if args.greater_is_better is not None else not name.endswith("loss")) else -1
@@ -65,3 +70,8 @@ class EarlyStopping(TrainerCallback):
             return 0
         best = min(step for step, score in scores.items() if score == max(scores.values()))
         return sum(step > best for step in scores)
+
+
+def _metric(args: TrainingArguments) -> str:
+    """What is held against its best value, without the host's `eval_`."""
+    return (args.metric_for_best_model or "loss").removeprefix("eval_")

@@ -87,10 +87,9 @@ class Progress(TrainerCallback):
         metrics: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """One line with the metrics."""
-        if state.is_world_process_zero and metrics:
-            when = f"epoch {state.epoch or 0:.3g}: " if self._running else "after training: "
-            self._say(when + metrics_line(metrics))
+        """One line with the metrics; what is evaluated after training is returned to whoever asks for it."""
+        if state.is_world_process_zero and metrics and self._running:
+            self._say(f"epoch {state.epoch or 0:.3g}: {metrics_line(metrics)}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -90,7 +90,12 @@ class RunRecord(TrainerCallback):
             "arguments": _facts.without_home(_facts.arguments(args)) if self._record["plan"] is None else None,
             "best": None,
         }
-        self._record["steps"] = {"planned": state.max_steps, "resumed_at": state.global_step, "done": state.global_step}
+        self._record["steps"] = {
+            "planned": state.max_steps,
+            "resumed_at": state.global_step,
+            "done": state.global_step,
+            "kept": None,
+        }
         self._peak = PeakMemory("cuda" if args.device.type == "cuda" else "cpu")
         self._peak.start()
         self._clock = StepClock()
@@ -126,11 +131,13 @@ class RunRecord(TrainerCallback):
         metrics: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keeps the metrics. What is evaluated after training (on the best weights, where they are loaded) is `final`."""
+        """Keeps the metrics. What is evaluated after training is `final`, under the step whose weights were kept."""
         entry = {"step": state.global_step, "epoch": state.epoch, **_numbers(metrics or {})}
         self._record.setdefault("data", {})["eval_rows"] = _facts.length(kwargs.get("eval_dataloader"))
         if self._record["status"] == "finished":
-            self._record["final"] = entry
+            kept = self._record["steps"]["kept"]
+            same = next((e for e in self._record["evaluations"] if e["step"] == kept), entry)
+            self._record["final"] = entry | {"step": kept, "epoch": same["epoch"]}
             self._write(state)
         else:
             self._record["evaluations"].append(entry)
@@ -150,6 +157,7 @@ class RunRecord(TrainerCallback):
         if self._peak is not None:
             self._peak.stop()
         self._measure(args, state)
+        self._record["steps"]["kept"] = _kept_step(args, state)
         # On all ranks: a model in pieces only runs when all of them run it.
         loaders = [kwargs.get("eval_dataloader"), kwargs.get("train_dataloader")]
         loader, model = next((x for x in loaders if x is not None), None), kwargs.get("model")
@@ -193,3 +201,11 @@ class RunRecord(TrainerCallback):
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:
     """What is a number, without the Trainer's own `epoch`, which stands beside it already."""
     return {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != "epoch"}
+
+
+def _kept_step(args: TrainingArguments, state: TrainerState) -> int:
+    """Of which step the weights are when training has ended: the Trainer has loaded the best checkpoint by then, where it
+    was told to and saved one; its own `best_global_step` may be of an evaluation after which nothing was saved."""
+    if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+        return int(Path(state.best_model_checkpoint).name.rpartition("-")[2])
+    return state.global_step

@@ -12,7 +12,7 @@ from source_tree import modules
 
 ORDER = (
     "files", "notebook", "errors", "finding", "fields", "task", "workload", "structure", "contracts", "discovery", "plan_faults", "plan_combinations", "plan_file",
-    "plan", "estimate", "advice_text", "advice_html", "advice",
+    "plan", "estimate", "record_text", "advice_text", "advice_html", "advice",
 )  # fmt: skip
 """The nouns: each may import what stands before it."""
 

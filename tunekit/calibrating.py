@@ -48,15 +48,26 @@ def calibrate(plan: Plan, train_dataset: Any = None, *, steps: int = 3) -> tuple
     record, world_size = _steps(plan, train_dataset, steps)
     found = calibration.from_record(record, hardware("auto").name, world_size)
     if not found:
-        seen = f"{record['predicted']} against {record['measured']}"
+        seen = _seen(record)
         why = "there is no prediction to correct, or it is of another workload (another program on the device?)"
         raise InvalidError(error("calibrate-nothing", seen, why, "run it on an idle device, or leave it out"))
     calibration.add(found)
     return found
 
 
+def _seen(record: dict[str, Any]) -> str:
+    sides = []
+    for name in ("predicted", "measured"):
+        memory, duration = record[name]["memory"], record[name]["duration"]
+        gib = f"{memory['device_bytes'] / 2**30:.2f} GiB" if memory else "no memory"
+        sides.append(f"{gib} and {duration['step_seconds']:.3g} s a step" if duration else f"{gib} and no time")
+    return f"{sides[0]} predicted, {sides[1]} measured"
+
+
 def _steps(plan: Plan, train_dataset: Any, steps: int) -> tuple[dict[str, Any], int]:
     """The record of a short run that saves and evaluates nothing, and how many processes took it."""
+    from transformers import PrinterCallback
+
     from tunekit.advisor.observe.hardware import hardware
     from tunekit.assemble import estimate_memory, estimate_time, plan_facts, trainer
     from tunekit.callbacks.run_record import RunRecord
@@ -71,6 +82,7 @@ def _steps(plan: Plan, train_dataset: Any, steps: int) -> tuple[dict[str, Any], 
         memory, duration = estimate_memory(short, here, facts), estimate_time(short, here, facts)
         record = RunRecord(folder, plan=short, memory=memory, duration=duration)
         made.add_callback(record)
+        made.remove_callback(PrinterCallback)
         made.train()
         return record.to_dict(), made.args.world_size
 

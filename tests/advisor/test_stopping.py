@@ -84,6 +84,17 @@ def test_it_stops_after_so_many_evaluations_without_a_better_score() -> None:
     assert not stops(2, state(3.0, 2.0, 2.5, 1.9))
 
 
+def test_it_says_once_that_it_stopped_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    callback, control = EarlyStopping(2), SimpleNamespace(should_training_stop=False)
+    args = SimpleNamespace(metric_for_best_model="eval_accuracy", greater_is_better=True)
+    seen = state(0.9, 0.8, 0.7, metric="eval_accuracy")
+    for event in (callback.on_evaluate, callback.on_train_end, callback.on_evaluate):  # the last one after training
+        event(args, seen, control)  # type: ignore[arg-type]
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        "stopped early at step 3 of 100: no better accuracy in 2 evaluations"
+    ]
+
+
 def test_it_judges_by_the_trainers_own_metric_and_direction() -> None:
     falling = state(0.9, 0.8, 0.7, metric="eval_accuracy")
     assert stops(2, falling, "accuracy", True)

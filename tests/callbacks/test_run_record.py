@@ -71,7 +71,7 @@ def test_the_record_holds_losses_metrics_and_both_sides_of_every_prediction(tmp_
     assert record["evaluations"] == []
     assert record["parameters"] == {"trainable": 1, "total": 8}
     assert record["data"] == {"train_rows": 8, "fingerprint": record["data"]["fingerprint"], "eval_rows": 3}
-    assert record["steps"] == {"planned": 4, "resumed_at": 0, "done": 4}
+    assert record["steps"] == {"planned": 4, "resumed_at": 0, "done": 4, "kept": 4}
     assert record["predicted"]["memory"]["device_bytes"] == 200
     assert record["measured"]["memory"]["device_bytes"] > 2**20
     assert record["predicted"]["duration"]["step_seconds"] == 0.5
@@ -206,9 +206,10 @@ def test_progress_writes_plain_lines_with_the_time_left_into_a_pipe(tmp_path: Pa
     out = io.StringIO()
     trainer = make(tmp_path, Progress(title="line", stream=out), eval_strategy="steps", eval_steps=4)
     trainer.train()
+    said = out.getvalue()
     trainer.evaluate()
-    lines = out.getvalue().splitlines()
-    assert lines[-1].startswith("after training: loss")
+    assert out.getvalue() == said, "what is asked for after training is returned, not told twice"
+    lines = said.splitlines()
     assert lines[0].startswith("line: step 1/4")
     assert any("step 3/4  loss" in line and "left" in line for line in lines)
     assert any("epoch 1: loss" in line for line in lines)

@@ -210,6 +210,7 @@ def test_overrides_that_are_none(tiny_encoder: str, here: Path) -> None:
 # ---------------------------------------------------------------------------------------------- the other commands
 def test_topics_and_records_that_do_not_exist(here: Path) -> None:
     assert "`lora`" in refused("topic-unknown", "explain", "lorra")
+    refused("topic-unknown", "explain", "lora-wants-tokens")  # which ends as `prompt-tuning-tokens` does
     assert "`learning_rate`" in refused("setting-unknown", "explain", "plan.learning_rat")
     refused("record-missing", "report", "runs/none")
     (here / "record.json").write_text("[1]")

@@ -290,10 +290,15 @@ def test_a_run_that_stopped_early_says_so_and_whose_weights_it_kept(plan: Path, 
     how = ("learning_rate=1e-12", "early_stopping_patience=1", "num_train_epochs=4", "eval_interval=null")
     result = call("train", plan, *how, f"output_dir={tmp_path / 'out'}")
     assert result.exit_code == 0
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    kept, done, planned = (record["steps"][k] for k in ("kept", "done", "planned"))
+    assert kept == record["best"]["step"] == record["final"]["step"] < done < planned
+    assert record["final"]["epoch"] == record["evaluations"][0]["epoch"]
     said = " ".join(result.stdout.split())
-    assert " of " in said.split(" steps in ")[0], "how many steps were planned"
-    assert "stopped early, no better score in 1 evaluation;" in said
-    assert "the weights are those of step" in said
+    assert f"{done} of {planned} steps in " in said
+    assert f"the weights kept are those of step {kept}, the best by accuracy" in said
+    assert said.count("accuracy 0.") == 1, "the last scores are told once"
+    assert f"those of step {kept}, the best by accuracy" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_run_that_is_interrupted_while_it_saves_ends_with_130_and_keeps_whole_checkpoints_only(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import warnings
@@ -12,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tunekit.cli.session import Answer, AsJson, Verbose, command, say
+from tunekit.cli.session import Answer, AsJson, Verbose, command, flowed, say
 from tunekit.errors import InvalidError
 from tunekit.finding import error
 
@@ -53,6 +54,34 @@ def test_other_ranks_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     assert call(lambda: say("so far")).output == ""
     assert call(lambda: None, "--json").stdout == ""
+
+
+def test_sentences_are_cut_at_words_on_a_terminal_and_whole_on_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "40")
+    text = "[a-code] " + "seventeen rows " * 9 + "\n\n  - " + "/a/long/path" * 9
+    assert flowed(text, io.StringIO()) == text
+    lines = flowed(text, Terminal()).split("\n")
+    assert all(len(line) <= 40 for line in lines[:-2])
+    assert all(line.startswith("  ") for line in lines[1:-3]), "further lines hang below the first"
+    assert lines[-3:-1] == ["", "  -"], "an empty line stays, a path stays whole"
+    assert " ".join(" ".join(lines).split()) == " ".join(text.split()), "nothing is lost"
+
+
+def test_paragraphs_of_help_flow() -> None:
+    @command
+    def answer(as_json: AsJson = False, verbose: Verbose = False) -> Answer:
+        """One line.
+
+        A paragraph that
+        has two lines.
+        """
+        return Answer(data={})
+
+    assert answer.__doc__ == "One line.\n\nA paragraph that has two lines."
 
 
 def test_a_refusal_is_one_message_and_exit_2() -> None:

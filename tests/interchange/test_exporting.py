@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 import tunekit
-from tunekit.interchange.card import scores_of
+from tunekit.record_text import scores_of
 
 METHODS = {
     "lora": tunekit.methods.Lora(r=4),

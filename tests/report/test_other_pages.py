@@ -72,6 +72,36 @@ def test_settings_are_compared_as_a_plan_file_writes_them(tmp_path: Path) -> Non
     assert "None" not in text
 
 
+def kept(record: dict[str, Any], done: int, step: int) -> dict[str, Any]:
+    duration = {"num_steps": done, "step_seconds": 0.5, "total_seconds": 0.5 * done, "wall_seconds": 0.6 * done}
+    record = copy.deepcopy(record)
+    record["steps"] = {"planned": 300, "resumed_at": 0, "done": done, "kept": step}
+    record["measured"] |= {"duration": duration}
+    return record
+
+
+def test_runs_of_different_lengths_have_no_best_time(tmp_path: Path) -> None:
+    def told(first: int, other: int) -> str:
+        runs = [kept(RECORD, first, 50), kept(second(), other, other)]
+        page, _ = write_comparison(runs, ["runs/a", "runs/b"], tmp_path)
+        return Page(page.read_text("utf-8")).text
+
+    same, different = told(300, 300), told(100, 300)
+    assert "1.0 min best" not in different
+    assert "500 ms" in different, "a step's time compares"
+    assert "100 of 300 steps; scores of the weights kept, those of step 50, the best by accuracy" in different
+    assert "300 steps; scores of the weights kept, those of the last step" in same
+
+
+def test_a_report_says_whose_weights_were_kept(tmp_path: Path) -> None:
+    said = Page(write_report(kept(second(), 100, 50), None, tmp_path)[0].read_text("utf-8")).text
+    assert (
+        "The weights it kept are those of step 50, the best by accuracy; the scores after training are theirs." in said
+    )
+    whole = Page(write_report(kept(second(), 300, 300), None, tmp_path)[0].read_text("utf-8")).text
+    assert "The weights it kept" not in whole, "the plain end of a run needs no words"
+
+
 def test_a_run_that_stopped_early_is_not_held_against_the_time_of_all_its_steps(tmp_path: Path) -> None:
     whole = {**RECORD, "steps": {"planned": 100, "resumed_at": 0, "done": 100}}
     early = {**RECORD, "steps": {"planned": 300, "resumed_at": 0, "done": 100}}

@@ -196,7 +196,7 @@ def test_what_stands_in_backticks_is_code_and_still_escaped(tmp_path: Path) -> N
 def test_the_evaluation_after_training_is_no_point_of_the_curve(tmp_path: Path) -> None:
     record = {**RECORD, "final": {"step": 100, "eval_loss": 0.5, "eval_accuracy": 0.95}}
     page = Page(html(tmp_path, record))
-    assert "after training 0.5 0.95" in page.text
+    assert "weights kept 0.5 0.95" in page.text
     assert "accuracy from 0.910 to 0.870" in page.text
 
 

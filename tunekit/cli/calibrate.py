@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tunekit.cli.session import Answer, AsJson, Verbose, command
+from tunekit.cli.session import Answer, AsJson, Verbose, command, flowed
 
 
 @command
@@ -73,7 +73,7 @@ def _text(data: dict[str, Any], new: tuple[Any, ...], known: tuple[Any, ...]) ->
                 name = {"memory": "memory", "step": "duration"}[what]
                 lines.append(f"{device}: {name} is multiplied by {found.factor:.2f} ({found.count} measured)")
     lines.append(f"kept in {data['file']}" if known else "nothing was measured yet: name a plan")
-    return "\n".join(lines)
+    return flowed("\n".join(lines))
 
 
 def _figure(what: str, value: float) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tunekit.cli.session import Answer, AsJson, Verbose, command
+from tunekit.cli.session import Answer, AsJson, Verbose, command, flowed
 
 
 @command
@@ -42,4 +42,5 @@ def answer(
         else "the plan, the model and the rows"
     )
     further = "" if dry_run else "; `--dry-run` also trains the longest batch for two steps"
-    return Answer(data=data, text=lambda: "\n".join(map(str, findings)) or f"no problem found in {looked}{further}")
+    none = f"no problem found in {looked}{further}"
+    return Answer(data=data, text=lambda: flowed("\n".join(map(str, findings)) or none))

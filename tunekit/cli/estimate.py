@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tunekit.cli.session import Answer, AsJson, Verbose, command, console_text
+from tunekit.cli.session import Answer, AsJson, Verbose, command, console_text, flowed
 from tunekit.notebook import gib, long_or_short
 
 
@@ -52,7 +52,7 @@ def answer(
 def _text(memory: Any, duration: Any, device: Any, saved: Any) -> str:
     from rich.table import Table
 
-    table = Table(title=f"Peak memory on {device.name}, in the {memory.moment}", title_justify="left", box=None)
+    table = Table(box=None)
     table.add_column("part")
     table.add_column("GiB", justify="right")
     for part, size in sorted(memory.parts.items(), key=lambda item: -item[1]):
@@ -61,19 +61,22 @@ def _text(memory: Any, duration: Any, device: Any, saved: Any) -> str:
     table.add_row("reserved by the allocator", gib(memory.reserved_bytes))
     low, high = memory.interval
     table.add_row("used on the device", f"{gib(memory.device_bytes)}", style="bold")
+    worth = [s for s in saved if gib(s.saved_bytes) != gib(0)]
+    reasons = dict.fromkeys((*memory.reasons, *duration.reasons))
     fits = "fits" if high <= device.memory_bytes else "does not surely fit"
     lines = [
         f"between {gib(low)} and {gib(high)} GiB of {gib(device.memory_bytes)} GiB: {fits}",
         f"{duration.num_steps:,} steps of {duration.step_seconds:.3g} s: {long_or_short(duration.total_seconds)}"
         f" ({long_or_short(duration.interval[0])} to {long_or_short(duration.interval[1])})",
-        *(["what would save most:"] if saved else []),
+        *(["what would save most:"] if worth else []),
         *(
             f"- {' '.join(f'{k}={_word(v)}' for k, v in s.changes.items())} saves {gib(s.saved_bytes)} GiB"
-            for s in saved
+            for s in worth
         ),
-        *(f"- {reason}" for reason in dict.fromkeys((*memory.reasons, *duration.reasons))),
+        *(["what it rests on:", *(f"- {reason}" for reason in reasons)] if reasons else []),
     ]
-    return console_text(table, "", *lines)
+    title = f"Peak memory on {device.name}, in the {memory.moment}"
+    return "\n".join((title, "", console_text(table), "", flowed("\n".join(lines))))
 
 
 def _word(value: Any) -> str:

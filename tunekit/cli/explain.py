@@ -12,6 +12,9 @@ import typer
 
 from tunekit.cli.session import Answer, AsJson, Verbose, command
 
+_OWNERS = ("plan", "data", "hardware", "workload", "bottleneck", "method", "objective", "rule", "callback", "check")
+"""What a code may begin with besides a method's or an objective's slug."""
+
 
 @command
 def answer(
@@ -53,14 +56,28 @@ def _find(name: str) -> Any:
     for kind in kinds:
         if name in slugs(kind):
             return find(kind, name)
-    from tunekit.code_docs import all_codes, said_under
-
-    if said_under(name):
+    if _is_code(name):
         return None
     from tunekit.advisor.variants import VARIANTS
+    from tunekit.code_docs import all_codes
 
     known = [*own, *VARIANTS, *(slug for kind in kinds for slug in slugs(kind)), *all_codes()]
     raise InvalidError(error("topic-unknown", f"{name!r}", "nothing here has that name", nearest(name, known)))
+
+
+def _is_code(name: str) -> bool:
+    """Whether something is said under this code; what stands for its `*` is a name too, as `lora` in `lora-type`."""
+    from tunekit import advise
+    from tunekit.code_docs import said_under
+    from tunekit.discovery import slugs
+    from tunekit.plan import Plan
+
+    patterns = [s.code.split("*") for s in said_under(name) if "*" in s.code]
+    if not patterns:
+        return bool(said_under(name))
+    fields = (n.replace("_", "-") for n in (*inspect.signature(Plan).parameters, *inspect.signature(advise).parameters))
+    named = {*_OWNERS, *slugs("method"), *slugs("objective"), *fields}
+    return any(name.removeprefix(head).removesuffix(tail) in named for head, tail in patterns)
 
 
 def _class(cls: Any, name: str, field: str) -> dict[str, Any]:

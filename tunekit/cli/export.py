@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from tunekit.cli.session import Answer, AsJson, Verbose, command
+from tunekit.cli.session import Answer, AsJson, Verbose, command, flowed
 
 
 @command
@@ -29,4 +29,4 @@ def answer(
     folder = tunekit.export(run, output, cast(Any, form), base=base, overwrite=overwrite)
     files = sorted(p.name for p in folder.iterdir())
     data = {"kind": "tunekit-export", "form": form, "folder": str(folder), "files": files}
-    return Answer(data=data, text=lambda: f"wrote {folder} as {form}: {', '.join(files)}")
+    return Answer(data=data, text=lambda: flowed(f"wrote {folder} as {form}: {', '.join(files)}"))

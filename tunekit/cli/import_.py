@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from tunekit.cli.session import Answer, AsJson, Verbose, command
+from tunekit.cli.session import Answer, AsJson, Verbose, command, flowed
 
 
 @command
@@ -51,7 +51,8 @@ def _text(found: Any, saved: Path) -> str:
         lines += ["", *(f"left out, since {f.why}: {f.seen}" for f in ignored)]
     if found.plan.data is None:
         lines += ["", "the plan names no rows yet: set `data: {path: ...}`"]
-    return "\n".join([*lines, "", f"look at it with `tunekit check {saved}`, train it with `tunekit train {saved}`"])
+    lines += ["", f"look at it with `tunekit check {saved}`, train it with `tunekit train {saved}`"]
+    return flowed("\n".join(lines))
 
 
 def _said(finding: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from tunekit.cli.session import Answer, AsJson, Verbose, command
+from tunekit.cli.session import Answer, AsJson, Verbose, command, flowed
 
 _GOALS = "quality, balanced, speed, memory, storage, retention, latency"
 
@@ -50,7 +50,7 @@ def answer(
     plan = tunekit.Plan.load(path)
     data = {"kind": "tunekit-init", "path": str(path), "plan": plan.to_dict()}
     start = "tunekit launch" if plan.num_processes > 1 else "tunekit train"
-    return Answer(data=data, text=lambda: f"wrote {path}: {_in_short(plan)}\ntrain it with `{start} {path}`")
+    return Answer(data=data, text=lambda: flowed(f"wrote {path}: {_in_short(plan)}\ntrain it with `{start} {path}`"))
 
 
 def _asked(question: str, default: str | None, name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tunekit.cli.session import Answer, AsJson, Verbose, command
+from tunekit.cli.session import Answer, AsJson, Verbose, command, flowed
 
 
 @command
@@ -32,4 +32,4 @@ def answer(
     from tunekit.merging import merge
 
     told = merge(folder, output, into="dequantized" if dequantized else "base", overwrite=overwrite)
-    return Answer(data=told.to_dict(), text=lambda: str(told))
+    return Answer(data=told.to_dict(), text=lambda: flowed(str(told)))

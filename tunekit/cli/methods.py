@@ -7,7 +7,7 @@ from tunekit.cli.session import Answer, AsJson, Verbose, command, console_text
 
 @command
 def answer(as_json: AsJson = False, verbose: Verbose = False) -> Answer:
-    """List the fine-tuning methods, with where each was published.
+    """List the fine-tuning methods; with `--json` also where each was published.
 
     [dim]Example:[/dim] tunekit methods --json
     """

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import json
 import logging
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -80,6 +82,7 @@ def command(function: Callable[..., Answer]) -> Callable[..., None]:
         finally:
             _CONSOLE.reset(console)
 
+    run.__doc__ = "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(function.__doc__ or "").split("\n\n"))
     return run
 
 
@@ -113,7 +116,7 @@ def _show(answer: Answer, as_json: bool) -> None:
 
 def _refuse(fault: TunekitError, as_json: bool) -> None:
     """One message on standard error, with `--json` the findings on standard output too; exit 2."""
-    typer.echo(f"error: {fault}", err=True)
+    typer.echo(flowed(f"error: {fault}", sys.stderr), err=True)
     if as_json:
         data = {"kind": "tunekit-error", "findings": [f.to_dict() for f in fault.findings]}
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
@@ -146,6 +149,32 @@ def _quiet(verbose: bool) -> Iterator[None]:
 
 def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
+
+
+def flowed(text: str, file: TextIO | None = None) -> str:
+    """Sentences cut at their words where the terminal is narrower; elsewhere a line stays one, for what searches it.
+
+    Args:
+        text: Lines; the further lines of an item or of a finding hang below its first word.
+        file: Where they are printed; None: standard output.
+    """
+    file = sys.stdout if file is None else file
+    if not file.isatty():
+        return text
+    from rich.console import Console
+
+    width = max(40, Console(file=file).width)
+    return "\n".join(part for line in text.split("\n") for part in _cut(line, width))
+
+
+def _cut(line: str, width: int) -> list[str]:
+    body = line.lstrip()
+    indent = line[: len(line) - len(body)]
+    hang = indent + "  " * body.startswith(("- ", "["))
+    cut = textwrap.wrap(
+        body, width, initial_indent=indent, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False
+    )
+    return cut or [""]
 
 
 def console_text(*parts: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tunekit.cli.session import Answer, AsJson, Verbose, command
+from tunekit.cli.session import Answer, AsJson, Verbose, command, flowed
 
 
 @command
@@ -24,7 +24,7 @@ def answer(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> Answer:
-    """Train what a plan says, through a transformers Trainer; on several processes by `accelerate launch -m tunekit`.
+    """Train what a plan says, through a transformers Trainer; on several processes by `tunekit launch`.
 
     [dim]Example:[/dim] tunekit train plan.yaml learning_rate=1e-4 output_dir=runs/second
     """
@@ -47,34 +47,20 @@ def answer(
 
 def _text(record: dict[str, Any], folder: str) -> str:
     from tunekit.callbacks.progress import clock, metrics_line
+    from tunekit.record_text import scores_of, steps_text, weights_text
 
     lines = []
     if record["final"]:
-        lines.append(f"evaluation: {metrics_line({k: v for k, v in record['final'].items() if k.startswith('eval_')})}")
+        lines.append(f"evaluation of the weights kept: {metrics_line(scores_of(record))}")
     measured = record["measured"]
     if measured["duration"]:
-        lines.append(f"{_steps(record)} in {clock(measured['duration']['wall_seconds'])}{_kept(record)}")
+        which = weights_text(record)
+        kept = f"; the weights kept are {which}" if which else ""
+        lines.append(f"{steps_text(record)} in {clock(measured['duration']['wall_seconds'])}{kept}")
     if measured["memory"]:
         lines.append(f"peak memory: {_memory(record)}")
     lines.append(f"saved {folder}{os.sep} (look at it with `tunekit report {folder}`)")
-    return "\n".join(lines)
-
-
-def _steps(record: dict[str, Any]) -> str:
-    done, planned = record["steps"]["done"], record["steps"]["planned"]
-    return f"{done} steps" if done >= planned else f"{done} of {planned} steps"
-
-
-def _kept(record: dict[str, Any]) -> str:
-    """Of which step the weights are, where they are not those of the last one, and why a run stopped before its end."""
-    best, steps = record["best"], record["steps"]
-    if not best or best["step"] is None or best["step"] >= steps["done"]:
-        return ""
-    later = sum(e["step"] > best["step"] for e in record["evaluations"])
-    patience = ((record["plan"] or {}).get("early_stopping_patience")) or 0
-    early = steps["done"] < steps["planned"] and 0 < patience <= later
-    said = f": stopped early, no better score in {later} evaluation{'s' if later > 1 else ''}" if early else ""
-    return f"{said}; the weights are those of step {best['step']}, the best"
+    return flowed("\n".join(lines))
 
 
 def _memory(record: dict[str, Any]) -> str:

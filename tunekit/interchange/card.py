@@ -10,6 +10,7 @@ from typing import Any
 from tunekit.advice_text import method_text
 from tunekit.files import write_text
 from tunekit.plan import Plan
+from tunekit.record_text import scores_of, steps_text, weights_text
 from tunekit.task import Task
 
 FILE_NAME = "README.md"
@@ -21,7 +22,6 @@ _HUB_TASKS = {
 """What a model hub calls our tasks."""
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_NOT_A_SCORE = ("runtime", "per_second", "epoch", "model_preparation_time")
 
 
 def write_card(folder: str | Path, plan: Plan, record: Mapping[str, Any] | None = None) -> Path:
@@ -41,16 +41,6 @@ def write_card(folder: str | Path, plan: Plan, record: Mapping[str, Any] | None 
     """
     record = record or {}
     return write_text(Path(folder) / FILE_NAME, f"{_metadata(folder, plan, record)}\n{_body(plan, record)}")
-
-
-def scores_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of the last evaluation by metric, without times."""
-    last = record.get("final") or next(reversed(record.get("evaluations") or []), None) or {}
-    return {
-        k.removeprefix("eval_"): v
-        for k, v in last.items()
-        if k.startswith("eval_") and not any(part in k for part in _NOT_A_SCORE)
-    }
 
 
 def _metadata(folder: str | Path, plan: Plan, record: Mapping[str, Any]) -> str:
@@ -111,8 +101,13 @@ def _scores(record: Mapping[str, Any]) -> list[str]:
         return []
     rows = [f"| {metric.replace('_', ' ')} | {value:.4g} |" for metric, value in found.items()]
     held_out = (record.get("data") or {}).get("eval_rows")
-    note = f" on {held_out:,} held-out rows" if held_out else ""
-    return ["## Scores", f"Of the best weights{note}.", "\n".join(["| metric | value |", "| --- | ---: |", *rows])]
+    which = weights_text(record)
+    note = (
+        "Of the weights in this folder"
+        + f": {which}" * bool(which)
+        + f"; on {held_out:,} held-out rows" * bool(held_out)
+    )
+    return ["## Scores", f"{note}.", "\n".join(["| metric | value |", "| --- | ---: |", *rows])]
 
 
 def _training(plan: Plan, record: Mapping[str, Any]) -> list[str]:
@@ -122,7 +117,7 @@ def _training(plan: Plan, record: Mapping[str, Any]) -> list[str]:
         "objective": plan.objective.slug if plan.objective else "supervised",
         "trained parameters": _share(parameters),
         "rows": f"{data['train_rows']:,}" if data.get("train_rows") else None,
-        "steps": (record.get("steps") or {}).get("done"),
+        "length": steps_text(record) if record.get("steps") else None,
         "learning rate": f"{plan.learning_rate:g} ({plan.lr_scheduler_type})",
         "rows a step": plan.effective_batch_size,
         "precision": " with ".join(x for x in (plan.quantization, plan.mixed_precision or plan.dtype) if x),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunekit.advice_text import method_text, settings
+from tunekit.record_text import scores_of, steps_text, weights_text
 from tunekit.report.svg import SERIES, page_svg
 from tunekit.report.view import plan_of, points, title
 from tunekit.report.words import number, size, time
@@ -13,7 +14,6 @@ from tunekit.report.words import number, size, time
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_NOT_SCORES = ("runtime", "per_second", "epoch", "step", "preparation")
 _SMALLER_IS_BETTER = ("loss", "perplexity", "mse")
 _LEAD = ("accuracy", "f1", "spearman", "f1_micro", "exact", "loss")
 """The metric that leads, the first of these that every run with scores has."""
@@ -27,7 +27,7 @@ def comparison_view(records: Sequence[Mapping[str, Any]], names: Sequence[str]) 
         records: What `RunRecord` wrote, one a run.
         names: What to call each.
     """
-    scores = [_scores(r) for r in records]
+    scores = [scores_of(r) for r in records]
     metrics = list(dict.fromkeys(m for s in scores for m in s))
     lead = next((m for m in _LEAD if m in metrics and all(m in s for s in scores if s)), metrics[0] if metrics else "")
     metrics = sorted(metrics, key=lambda m: m != lead)[:4]
@@ -36,7 +36,9 @@ def comparison_view(records: Sequence[Mapping[str, Any]], names: Sequence[str]) 
         *((m.replace("_", " "), [s.get(m) for s in scores], number, _smaller(m)) for m in metrics),
         ("trained parameters", [c["trained"] for c in costs], number, True),
         ("peak memory", [c["memory"] for c in costs], size, True),
-        ("training", [c["seconds"] for c in costs], time, True),
+        ("one step", [c["step"] for c in costs], time, True),
+        # Runs of different lengths differ in time by what was asked of them: none is the best then.
+        ("training", [c["seconds"] for c in costs], time, True if len({c["steps"] for c in costs}) == 1 else None),
     ]
     cells = [c for c in cells if any(v is not None for v in c[1])]
     plans = [plan_of(r.get("plan")) for r in records]
@@ -52,6 +54,7 @@ def comparison_view(records: Sequence[Mapping[str, Any]], names: Sequence[str]) 
                 "name": names[i],
                 "colour": i % len(SERIES) + 1,
                 "settings": f"{method_text(p)}, {settings(p)}" if p else "without a plan",
+                "ended": _ended(records[i]),
                 "cells": [_cell(name, values, i, show, smaller) for name, values, show, smaller in cells],
             }
             for i, p in enumerate(plans)
@@ -66,22 +69,23 @@ def _smaller(metric: str) -> bool:
     return metric.rpartition("_")[2] in _SMALLER_IS_BETTER
 
 
-def _cell(name: str, values: list[Any], i: int, show: Any, smaller: bool) -> dict[str, Any]:
+def _ended(record: Mapping[str, Any]) -> str:
+    """How far a run went and whose weights its scores are of."""
+    if not record.get("steps"):
+        return ""
+    which = weights_text(record)
+    return steps_text(record) + (f"; scores of the weights kept, {which}" if which else "")
+
+
+def _cell(name: str, values: list[Any], i: int, show: Any, smaller: bool | None) -> dict[str, Any]:
+    """One run's value; `smaller`: whether the smallest is the best, None where none is."""
     known = [v for v in values if v is not None]
-    best = (min if smaller else max)(known) if len(known) > 1 and len(set(known)) > 1 else None
+    told = smaller is not None and len(known) > 1 and len(set(known)) > 1
+    best = (min if smaller else max)(known) if told else None
     return {
         "name": name,
         "text": "-" if values[i] is None else show(values[i]),
         "best": best is not None and values[i] == best,
-    }
-
-
-def _scores(record: Mapping[str, Any]) -> dict[str, float]:
-    last = record.get("final") or next(reversed(record.get("evaluations") or []), None) or {}
-    return {
-        k.removeprefix("eval_"): v
-        for k, v in last.items()
-        if k.startswith("eval_") and not any(x in k for x in _NOT_SCORES)
     }
 
 
@@ -92,6 +96,8 @@ def _costs(record: Mapping[str, Any]) -> dict[str, float | None]:
         "trained": (record.get("parameters") or {}).get("trainable"),
         "memory": memory.get("device_bytes"),
         "seconds": duration.get("wall_seconds"),
+        "step": duration.get("step_seconds"),
+        "steps": duration.get("num_steps"),
     }
 
 

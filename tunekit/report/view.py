@@ -8,6 +8,7 @@ from typing import Any
 from tunekit.advice_text import method_text, settings, short_name
 from tunekit.errors import TunekitError
 from tunekit.plan import Plan
+from tunekit.record_text import steps_text, weights_text
 from tunekit.report import charts
 from tunekit.report.advice_view import advice_view, memory_bars
 from tunekit.report.confusion import confusion_view
@@ -35,6 +36,7 @@ def view(record: Mapping[str, Any], advice: Mapping[str, Any] | None) -> dict[st
         "title": title(record, plan),
         "subtitle": settings(plan) if plan is not None else "",
         "finished": record.get("status") == "finished",
+        "kept": _kept(record),
         "tiles": _tiles(record, metric),
         "scores": charts.scores(scores, metric) if scores else None,
         "score_rows": record.get("scores", []),
@@ -54,6 +56,15 @@ def view(record: Mapping[str, Any], advice: Mapping[str, Any] | None) -> dict[st
         "facts": _facts(record),
         "plan": plan.to_yaml() if plan is not None else "",
     }
+
+
+def _kept(record: Mapping[str, Any]) -> str:
+    """How far the run went and whose weights it kept, where that is not the plain end of it."""
+    steps, which = record.get("steps") or {}, weights_text(record)
+    if not which or steps["kept"] == steps["done"] == steps["planned"]:
+        return ""
+    scored = "; the scores after training are theirs" if record.get("final") else ""
+    return f"The run took {steps_text(record)}. The weights it kept are {which}{scored}."
 
 
 def _sample_names(samples: list[Mapping[str, Any]], plan: Any) -> dict[str, Any]:
@@ -194,7 +205,7 @@ def _evaluations(record: Mapping[str, Any]) -> dict[str, Any] | None:
     """The evaluations as a table: the chart in words."""
     skipped = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "step", "epoch")
     rows = [(number(row["step"]), row) for row in record.get("evaluations", [])]
-    rows += [("after training", record["final"])] if record.get("final") else []
+    rows += [("weights kept", record["final"])] if record.get("final") else []
     names = list(dict.fromkeys(k for _, row in rows for k in row if k not in skipped))
     if not names:
         return None

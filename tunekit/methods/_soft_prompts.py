@@ -14,7 +14,7 @@ from tunekit.finding import Finding, error
 from tunekit.methods import _deep_prompts as deep
 from tunekit.methods import _soft_peft as as_peft
 from tunekit.methods._deep_prompts import Positions
-from tunekit.methods._head_rate import direct_rate
+from tunekit.methods._head_rate import direct_rate, network_rate
 from tunekit.structure import base_name, head_parameters, task_model
 from tunekit.task import Task
 from tunekit.workload import ModelFacts, Workload
@@ -55,7 +55,7 @@ def _longer(method: Any, name: str, length: int) -> Finding | None:
 def rate(workload: Workload, direct: bool) -> float:
     """Learning rate by what is learnt, the vectors themselves (`direct`) or a network, and beside which head."""
     if workload.task.has_head:
-        return direct_rate(workload) if direct else 1e-3
+        return direct_rate(workload) if direct else float(f"{2.5 * network_rate(workload):.1e}")
     if workload.model.side == "seq2seq":
         return 0.3 if direct else 1e-3
     return 1e-3 if direct else 1e-4

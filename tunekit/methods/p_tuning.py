@@ -63,7 +63,7 @@ class PTuning(Method):
     pretraining, so that rows of the whole context still fit; None: shifted where PEFT can read what is saved, otherwise
     natural. It matters for learnt positions only."""
     head_lr_ratio: float | None = None
-    """Learning rate of the task's head over that of the prompt; None: 0.1 where vectors are learnt themselves, 1 where a network makes them."""
+    """Learning rate of the task's head over that of the prompt; None: 0.1 where vectors are learnt themselves, 10 where a network makes them."""
 
     def faults(self) -> list[Finding]:
         """Every value out of its range."""

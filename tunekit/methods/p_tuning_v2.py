@@ -50,7 +50,7 @@ class PTuningV2(Method):
     """Where the first real token stands: `shifted` behind the prompts, as PEFT and the authors have it, or `natural`,
     where it stood in pretraining; None: shifted where PEFT can read what is saved, otherwise natural."""
     head_lr_ratio: float | None = None
-    """Learning rate of the task's head over that of the prompts; None: 0.1 where prompts are learnt themselves, 1 where a network makes them."""
+    """Learning rate of the task's head over that of the prompts; None: 0.1 where prompts are learnt themselves, 10 where a network makes them."""
 
     def faults(self) -> list[Finding]:
         """Every value out of its range."""
@@ -70,7 +70,7 @@ class PTuningV2(Method):
     def recipe(self, workload: Workload) -> Recipe:
         """Rates far above those of weights: the prompts start at random and little is learnt."""
         return Recipe(
-            learning_rate=1e-3 if self.prefix_projection else _head_rate.direct_rate(workload),
+            learning_rate=(_head_rate.network_rate if self.prefix_projection else _head_rate.direct_rate)(workload),
             num_train_epochs=_recipes.epochs(workload),
             warmup=_recipes.warmup(workload),
             sources=("Liu et al., P-Tuning v2, 2022: 5e-3 to 1e-2", _head_rate.RATES, _recipes.EPOCHS),

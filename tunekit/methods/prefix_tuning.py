@@ -66,7 +66,7 @@ class PrefixTuning(Method):
     sides: shared.Sides = "both"
     """For an encoder-decoder: which stack gets prefixes; the decoder's include those in front of what it reads."""
     head_lr_ratio: float | None = None
-    """Learning rate of the task's head over that of the prefixes; None: 0.1 where prefixes are learnt themselves, 1 where a network makes them."""
+    """Learning rate of the task's head over that of the prefixes; None: 0.1 where prefixes are learnt themselves, 10 where a network makes them."""
 
     def faults(self) -> list[Finding]:
         """Every value out of its range."""
@@ -112,9 +112,9 @@ class PrefixTuning(Method):
         return (cls(),)
 
     def recipe(self, workload: Workload) -> Recipe:
-        """With the network the paper's rate grown for small models; without it a rate far above that of weights."""
+        """With the network the paper's rate, higher for small models; without it a rate far above that of weights."""
         return Recipe(
-            learning_rate=5e-4 if self.prefix_projection else _head_rate.direct_rate(workload),
+            learning_rate=(_head_rate.network_rate if self.prefix_projection else _head_rate.direct_rate)(workload),
             num_train_epochs=_recipes.epochs(workload),
             warmup=_recipes.warmup(workload),
             sources=(

@@ -110,7 +110,7 @@ class PTuning(Method):
         return (cls(), cls(encoder="lstm", encoder_hidden_size=8))
 
     def recipe(self, workload: Workload) -> Recipe:
-        """The benchmark's rate where only the network learns, a higher one beside a head."""
+        """The benchmark's rate where only the network learns, a higher one beside the head of a small model."""
         return Recipe(
             learning_rate=shared.rate(workload, direct=self.encoder is None),
             num_train_epochs=_recipes.epochs(workload),

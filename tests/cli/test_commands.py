@@ -320,7 +320,8 @@ def test_a_run_that_is_interrupted_while_it_saves_ends_with_130_and_keeps_whole_
     result = call("train", plan, "num_train_epochs=5", "early_stopping_patience=null", f"output_dir={out}")
     assert result.exit_code == 130
     assert "Traceback" not in result.stderr
-    assert result.stderr.rstrip().endswith("interrupted")
+    way_on = f"tunekit train {plan} num_train_epochs=5 early_stopping_patience=null output_dir={out} --resume"
+    assert result.stderr.rstrip().endswith(f"interrupted; `{way_on}` goes on from {sealed[0]}")
     assert [p.name for p in out.glob("checkpoint-*")] == sealed[:1]
     assert last_checkpoint(out) == str(out / sealed[0])
 

@@ -56,7 +56,7 @@ def answer(
     [dim]Example:[/dim] tunekit launch plan.yaml --dry-run
     """  # fmt: skip
     from tunekit.advisor.observe.hardware import cuda_here
-    from tunekit.cli.values import read_plan
+    from tunekit.cli.values import goes_on, read_plan
 
     asked = [*(changes or ()), *([f"num_machines={num_machines}"] if num_machines is not None else [])]
     read = read_plan(plan, asked)
@@ -92,21 +92,21 @@ def answer(
     if not starts:
         return Answer(data=data, text=lambda: told)
     say(told)
-    code = _start(start, environment)
+    try:
+        code = _start(start, environment)
+    except KeyboardInterrupt:
+        ways = ("the traceback above is the launcher's", goes_on("launch", plan, asked, read.output_dir))
+        raise KeyboardInterrupt(*filter(None, ways)) from None
     if code:
-        typer.echo(f"error: {_ended(read, plan, code)}", err=True)
+        typer.echo(f"error: {_ended(goes_on('launch', plan, asked, read.output_dir), code)}", err=True)
         raise typer.Exit(2 if code == 2 else 1)
     return Answer(data={**data, "exit": code})  # fmt: skip
 
 
-def _ended(plan: Plan, file: str, code: int) -> str:
+def _ended(way_on: str, code: int) -> str:
     """What became of the run, and how it goes on. The launcher has ended the other processes of this machine."""
-    from tunekit.checkpoint import last_checkpoint
-
     said = f"a process of the run ended with exit code {code} and the others were ended; what it said stands above"
-    if code != 2 and (last := last_checkpoint(plan.output_dir)):
-        said += f"; `tunekit launch {file} --resume` goes on from {Path(last).name}"
-    return said
+    return f"{said}; {way_on}" if code != 2 and way_on else said
 
 
 def _check(plan: Plan, rank: int, address: str | None, *, overwrite: bool, starts: bool, slurm: bool) -> None:

@@ -58,7 +58,7 @@ def command(function: Callable[..., Answer]) -> Callable[..., None]:
     """Makes a command of a function that returns an Answer; the function has `as_json` and `verbose` among its options.
 
     Standard output carries the answer alone: whatever a library prints goes to standard error. A `TunekitError` is one
-    message and exit 2, an interruption exit 130; anything else is a fault of ours and keeps its traceback.
+    message and exit 2, an interruption exit 130 (with what the exception says of it); anything else is a fault of ours and keeps its traceback.
     """
 
     @functools.wraps(function)
@@ -74,8 +74,9 @@ def command(function: Callable[..., Answer]) -> Callable[..., None]:
             if e.errno not in _OUTSIDE:
                 raise
             _refuse(UnreadableError(_outside(e)), as_json)
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
+        except KeyboardInterrupt as e:
+            if not _rank():
+                typer.echo("; ".join(("interrupted", *map(str, e.args))), err=True)  # whole: a command to copy
             raise typer.Exit(130) from None
         else:
             _show(answer, as_json)

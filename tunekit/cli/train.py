@@ -28,7 +28,7 @@ def answer(
 
     [dim]Example:[/dim] tunekit train plan.yaml learning_rate=1e-4 output_dir=runs/second
     """
-    from tunekit.cli.values import read_plan
+    from tunekit.cli.values import goes_on, read_plan
 
     read = read_plan(plan, changes or ())
     from tunekit.callbacks.progress import Progress
@@ -40,6 +40,11 @@ def answer(
         record = run(
             read, overwrite=overwrite, resume=resume, keep_samples=not no_samples, callbacks=[progress], disable_tqdm=True, **quiet
         )  # fmt: skip
+    except KeyboardInterrupt:
+        one = os.environ.get("WORLD_SIZE", "1") == "1"  # of several, `tunekit launch` says it
+        raise KeyboardInterrupt(
+            *filter(None, [one and goes_on("train", plan, changes or (), read.output_dir)])
+        ) from None
     finally:
         progress.close()
     return Answer(data=record, text=lambda: _text(record, read.output_dir))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from tunekit.errors import InvalidError, raise_all
@@ -41,6 +42,24 @@ def changed(values: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]
             faults += e.findings
     raise_all(faults)
     return result
+
+
+def goes_on(command: str, file: str, changes: Iterable[str], output_dir: str) -> str:
+    """The command that takes an ended run up again, in a sentence; empty where no whole checkpoint is there.
+
+    Args:
+        command: `train` or `launch`.
+        file: The plan file.
+        changes: What the command was given beside it.
+        output_dir: The plan's.
+    """
+    import shlex
+
+    from tunekit.checkpoint import last_checkpoint
+
+    last = last_checkpoint(output_dir)
+    line = shlex.join(["tunekit", command, file, *changes, "--resume"])
+    return f"`{line}` goes on from {Path(last).name}" if last else ""
 
 
 def _pair(change: str) -> tuple[str, Any]:

@@ -93,6 +93,23 @@ def test_runs_of_different_lengths_have_no_best_time(tmp_path: Path) -> None:
     assert "300 steps; scores of the weights kept, those of the last step" in same
 
 
+def test_what_looks_the_same_is_equally_good(tmp_path: Path) -> None:
+    def told(first: int, other: int) -> str:
+        runs = [copy.deepcopy(RECORD), second()]
+        for run, size in zip(runs, (first, other), strict=True):
+            run["measured"]["memory"]["device_bytes"] = size
+        return Page(write_comparison(runs, ["runs/a", "runs/b"], tmp_path)[0].read_text("utf-8")).text
+
+    assert "2.00 GiB best" not in told(2**31, 2**31 + 4096)
+    assert "2.00 GiB best" in told(2**31, 2**32)
+
+
+def test_the_best_point_is_the_runs_own_where_the_smallest_is_best(tmp_path: Path) -> None:
+    record = {**RECORD, "evaluations": [{"step": 50, "eval_mse": 0.5}, {"step": 100, "eval_mse": 0.9}]}
+    record["best"] = {"metric": "eval_mse", "value": 0.5, "step": 50}
+    assert "best mse 0.500 at step 50" in write_report(record, None, tmp_path)[0].read_text("utf-8")
+
+
 def test_a_report_says_whose_weights_were_kept(tmp_path: Path) -> None:
     said = Page(write_report(kept(second(), 100, 50), None, tmp_path)[0].read_text("utf-8")).text
     assert (

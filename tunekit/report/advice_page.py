@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tunekit.advice_text import method_text
+from tunekit.advice_text import method_text, rate
 from tunekit.report import charts
 from tunekit.report.advice_view import advice_view, entry_of, memory_bars
 from tunekit.report.svg import INK, SERIES, page_svg
@@ -65,7 +65,11 @@ def _tiles(entries: list[Any]) -> list[dict[str, str]]:
         return []
     best = entries[0]
     tiles = [
-        {"name": "first choice", "value": method_text(best.plan), "note": f"learning rate {best.plan.learning_rate:g}"}
+        {
+            "name": "first choice",
+            "value": method_text(best.plan),
+            "note": f"learning rate {rate(best.plan.learning_rate)}",
+        }
     ]
     if best.memory is not None:
         low, high = best.memory.interval

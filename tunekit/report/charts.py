@@ -104,7 +104,7 @@ def curves(
         _line(axes[0], train, "training", SERIES[0], marker=None)
         _line(axes[0], held_out, "held out", SERIES[1], marker="o")
         axes[0].set_title("loss")
-        axes[0].legend(loc="upper right", ncols=2)
+        figure.legend(loc="outside upper left", ncols=2, handlelength=1)
         axes[0].margins(y=0.08)
         axes[0].set_ylim(bottom=0)
         if scores:
@@ -128,7 +128,7 @@ def curves(
 
     said = f"training loss {_ends(train)}; held-out loss {_ends(held_out)}; {metric} {_ends(scores)}"
     said += f"; best {metric} {best[1]:.3f} at step {best[0]:.0f}" if best else ""
-    return page_svg("curves", 4.2 if scores else 2.4, draw, "Loss and metric over the run", said)
+    return page_svg("curves", 4.4 if scores else 2.6, draw, "Loss and metric over the run", said)
 
 
 def prediction(pairs: Sequence[Pair]) -> str:

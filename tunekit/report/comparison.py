@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _SMALLER_IS_BETTER = ("loss", "perplexity", "mse")
 _LEAD = ("accuracy", "f1", "spearman", "f1_micro", "exact", "loss")
 """The metric that leads, the first of these that every run with scores has."""
+_UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
 _NOT_SETTINGS = ("kind", "schema", "output_dir", "data.fingerprint", "data.label_names")
 
 
@@ -80,13 +81,11 @@ def _ended(record: Mapping[str, Any]) -> str:
 def _cell(name: str, values: list[Any], i: int, show: Any, smaller: bool | None) -> dict[str, Any]:
     """One run's value; `smaller`: whether the smallest is the best, None where none is."""
     known = [v for v in values if v is not None]
-    told = smaller is not None and len(known) > 1 and len(set(known)) > 1
-    best = (min if smaller else max)(known) if told else None
-    return {
-        "name": name,
-        "text": "-" if values[i] is None else show(values[i]),
-        "best": best is not None and values[i] == best,
-    }
+    # As shown: what a reader cannot tell apart is equally good.
+    told = smaller is not None and len({show(v) for v in known}) > 1
+    best = show((min if smaller else max)(known)) if told else None
+    text = "-" if values[i] is None else show(values[i])
+    return {"name": name, "text": text, "best": text == best}
 
 
 def _costs(record: Mapping[str, Any]) -> dict[str, float | None]:
@@ -171,7 +170,9 @@ def _trade(
     names: Sequence[str], scores: Sequence[Any], costs: Sequence[Mapping[str, Any]], metric: str
 ) -> dict[str, Any]:
     """Score against memory and against time, where both are known of two runs at least."""
-    kinds = [("memory", "peak memory, GiB", 2**30), ("seconds", "training, minutes", 60)]
+    longest = max((c["seconds"] or 0 for c in costs), default=0)
+    name, seconds = next((u for u in _UNITS if longest >= 2 * u[1]), _UNITS[-1])
+    kinds = [("memory", "peak memory, GiB", 2**30), ("seconds", f"training, {name}", seconds)]
     drawn = [
         (
             label,
@@ -191,7 +192,9 @@ def _trade(
         panels = figure.subplots(1, len(drawn), squeeze=False, sharey=True)[0]
         for axes, (label, dots) in zip(panels, drawn, strict=True):
             for i, x, y in dots:
-                axes.plot(x, y, marker="o", markersize=9, color=SERIES[i % len(SERIES)], linewidth=0)
+                # The later ones smaller, so that none is hidden where two fall on one spot.
+                size = 7 + 5 * (len(names) - 1 - i) / len(names)
+                axes.plot(x, y, marker="o", markersize=size, color=SERIES[i % len(SERIES)], linewidth=0)
             axes.set_xlabel(label)
             axes.set_xlim(0, 1.15 * max(x for _, x, _ in dots))
             axes.margins(y=0.2)

@@ -192,7 +192,9 @@ def _curves(record: Mapping[str, Any]) -> str | None:
         known = {k for row in record.get("evaluations", []) for k in row}
         metric = next((m for m in ("accuracy", "f1", "spearman") if f"eval_{m}" in known), "")
     scores = points(record.get("evaluations", []), f"eval_{metric}") if metric else []
-    top = max(scores, key=lambda p: p[1]) if scores and metric != "loss" else None
+    # What is best the run itself has said, where it is of this metric: of some the smallest is.
+    own = best.get("step") if metric == str(best.get("metric") or "").removeprefix("eval_") else None
+    top = next((p for p in scores if p[0] == own), None) or max(scores, key=lambda p: p[1], default=None)
     return charts.curves(train, held_out, metric, scores, top) if train or held_out else None
 
 

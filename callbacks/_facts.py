@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from importlib import metadata
@@ -65,13 +66,19 @@ def length(dataloader: Any) -> int | None:
 
 
 def parameters(model: Any) -> dict[str, int]:
-    """Trainable and total parameters; under ZeRO-3 the sizes that the shards stand for."""
+    """Trainable and total parameters."""
     total = trainable = 0
     for p in model.parameters():
-        size = getattr(p, "ds_numel", None) or p.numel()
+        size = values_of(p)
         total += size
         trainable += size if p.requires_grad else 0
     return {"trainable": trainable, "total": total}
+
+
+def values_of(p: Any) -> int:
+    """How many values a parameter stands for: under ZeRO-3 it holds a shard, and bitsandbytes packs two of 4 bits into a byte."""
+    packed = getattr(p, "quant_state", None)
+    return math.prod(packed.shape) if packed is not None else getattr(p, "ds_numel", None) or p.numel()
 
 
 def without_home(value: Any) -> Any:

@@ -99,6 +99,12 @@ class GeneralizationGuard(TrainerCallback):
             self._tell(state)
         if self._limit and self._waited >= self._limit:
             control.should_training_stop = True
+            if state.is_world_process_zero:
+                _LOG.warning(
+                    "stopped at step %d: no lower loss on held-out rows in %d evaluations",
+                    state.global_step,
+                    self._waited,
+                )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -113,7 +113,7 @@ class GradualUnfreezing(TrainerCallback):
         assert self.every is not None
         length = state.max_steps if self.unit == "steps" else state.num_train_epochs
         started = min(len(self._stages), 1 + int((length - 1e-6) / self.every))
-        if length and started < len(self._stages):
+        if state.is_world_process_zero and length and started < len(self._stages):
             _LOG.warning(
                 "the run ends before %d of %d layers begin to learn; shorten `every=%g` (%s) or train longer",
                 len(self._stages) - started, len(self._stages), self.every, self.unit,

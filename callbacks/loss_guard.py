@@ -23,7 +23,7 @@ class LossGuard(TrainerCallback):
 
     The Trainer itself hides such losses from its log (`logging_nan_inf_filter`). Here every batch's loss is kept on the
     device and read when the Trainer logs, so no step waits. Jumps, a flat loss and gradients that are all zero are told
-    once each and stop nothing.
+    once each and stop nothing. What one of several processes sees stops all of them.
 
     Args:
         on_nan: `stop` ends training before the next step and saves nothing more; `warn` only says so.
@@ -42,6 +42,7 @@ class LossGuard(TrainerCallback):
         self._hook: Any = None
         self._seen: list[tuple[int, int, torch.Tensor]] = []
         self._step, self._batch = 0, 0
+        self._elsewhere = False
         self._logged: deque[float] = deque(maxlen=_LONG)
 
     def on_train_begin(
@@ -49,7 +50,7 @@ class LossGuard(TrainerCallback):
     ) -> None:
         """Begins to look at what the model returns."""
         self._close()
-        self.findings, self._seen = (), []
+        self.findings, self._seen, self._elsewhere = (), [], False
         self._logged.clear()
         if isinstance(kwargs.get("model"), nn.Module):
             self._hook = kwargs["model"].register_forward_hook(self._see)
@@ -59,6 +60,14 @@ class LossGuard(TrainerCallback):
     ) -> None:
         """The batches that follow belong to this step."""
         self._step, self._batch = state.global_step + 1, 0
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Before a log, at which the Trainer itself makes all processes meet: they agree whether any saw such a loss."""
+        if control.should_log and args.world_size > 1 and torch.distributed.is_initialized():
+            own = [x.isfinite().all() for *_, x in self._seen]
+            bad = 1.0 - torch.stack(own).all().float() if own else torch.zeros((), device=args.device)
+            torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
+            self._elsewhere = bool(bad.item())
 
     def on_log(
         self,
@@ -93,6 +102,8 @@ class LossGuard(TrainerCallback):
         values = torch.stack([x.float() for *_, x in seen]).tolist() if seen else []
         bad = next(((s, b, v) for (s, b, _), v in zip(seen, values, strict=True) if not math.isfinite(v)), None)
         norm = logs.get("grad_norm")
+        if self.on_nan == "stop" and self._elsewhere:
+            control.should_training_stop, control.should_save = True, False
         if bad is None and all(math.isfinite(x) for x in (logs["loss"], norm if norm is not None else 0.0)):
             return
         where = f"the loss of batch {bad[1]} of step {bad[0]} is {bad[2]}" if bad else f"the gradient norm is {norm}"

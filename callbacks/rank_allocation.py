@@ -31,8 +31,9 @@ class RankAllocation(TrainerCallback):
         if tuner is None:
             return
         planned = tuner.peft_config[tuner.trainable_adapter_name].total_step
-        if planned != state.max_steps:
-            _LOG.warning("AdaLoRA's `total_step` is %d, the run has %d optimizer steps", planned, state.max_steps)
+        if planned != state.max_steps and state.is_world_process_zero:
+            said = "AdaLoRA's `total_step` is %d, the run has %d optimizer steps: set `total_step` to as many"
+            _LOG.warning(said, planned, state.max_steps)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

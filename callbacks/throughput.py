@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tunekit.callbacks._facts import values_of
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -135,5 +137,5 @@ def token_flops(model: nn.Module) -> int:
     tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     output = getattr(model, "get_output_embeddings", lambda: None)()
     tables -= {id(p) for p in output.parameters()} if isinstance(output, nn.Module) else set()
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters() if id(p) not in tables]
+    sizes = [(values_of(p), p.requires_grad) for p in model.parameters() if id(p) not in tables]
     return 4 * sum(n for n, _ in sizes) + 2 * sum(n for n, learns in sizes if learns)

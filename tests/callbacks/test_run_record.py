@@ -247,3 +247,15 @@ def test_a_file_that_could_not_be_written_leaves_the_old_one_and_no_scraps(tmp_p
         write_text(tmp_path / "a.json", "\ud800")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "old"
+
+
+def test_packed_weights_are_counted_by_the_values_they_stand_for() -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    from tunekit.callbacks import _facts
+    from tunekit.callbacks.throughput import token_flops
+
+    model = nn.Sequential(bnb.nn.Linear4bit(64, 32, bias=False), nn.Linear(32, 2)).to("cpu")
+    model[0].weight.requires_grad_(False)
+    assert model[0].weight.numel() == 32 * 64 // 2
+    assert _facts.parameters(model) == {"trainable": 66, "total": 32 * 64 + 66}
+    assert token_flops(model) == 4 * (32 * 64 + 66) + 2 * 66

@@ -215,7 +215,7 @@ def test_a_fusion_is_drawn_layer_by_layer_with_the_same_in_words_and_figures(tmp
     assert "layer 0: sst2 10 %, <b>trec</b> 90 %; layer 1: sst2 20 %" in page.text
     assert "mean: sst2 20 %, <b>trec</b> 80 %" in page.text
     assert "Even shares would be 50 %" in page.text
-    assert "layer 2 0.30 0.70" in page.text
+    assert "layer 2 30 70" in page.text
     assert "<b>trec" not in text
     assert not re.findall(r"#[0-9a-fA-F]{6}\b", re.findall(r"<svg.*?</svg>", text, re.DOTALL)[-2])
 
@@ -257,6 +257,12 @@ def test_a_loss_that_was_no_number_is_left_out_of_the_curve(tmp_path: Path) -> N
     record = copy.deepcopy(RECORD)
     record["logs"][3]["loss"] = None
     Page(html(tmp_path, record))
+
+
+def test_advice_of_a_later_version_does_not_stop_the_report(tmp_path: Path) -> None:
+    advice = copy.deepcopy(ADVICE)
+    advice["ranked"][0]["memory"]["a_new_part"] = 1
+    assert "1 LoRA r=4" not in Page(html(tmp_path, RECORD, advice)).text
 
 
 def test_a_plan_of_a_later_version_does_not_stop_the_report(tmp_path: Path) -> None:

@@ -17,19 +17,18 @@ MAX_BARS = 8
 
 
 def entry_of(data: Mapping[str, Any]) -> Entry | None:
-    """An entry as `Advice.to_dict` wrote it; None where this version cannot read its plan."""
+    """An entry as `Advice.to_dict` wrote it; None where another version did and this one cannot read it."""
     try:
-        plan = Plan.from_dict(data["plan"])
-    except TunekitError:
+        return Entry(
+            plan=Plan.from_dict(data["plan"]),
+            memory=MemoryEstimate(**data["memory"]) if data.get("memory") else None,
+            duration=TimeEstimate(**data["duration"]) if data.get("duration") else None,
+            findings=tuple(Finding(**f) for f in data.get("findings", [])),
+            score=data.get("score", 0.0),
+            tie=data.get("tie", 0),
+        )
+    except (TunekitError, TypeError, KeyError):
         return None
-    return Entry(
-        plan=plan,
-        memory=MemoryEstimate(**data["memory"]) if data.get("memory") else None,
-        duration=TimeEstimate(**data["duration"]) if data.get("duration") else None,
-        findings=tuple(Finding(**f) for f in data.get("findings", [])),
-        score=data.get("score", 0.0),
-        tie=data.get("tie", 0),
-    )
 
 
 def advice_view(advice: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,8 +61,8 @@ def _ranked(entry: Entry, places: list[int]) -> dict[str, Any]:
 
 def _said(finding: Finding) -> str:
     """What a finding says, without its code."""
-    text = finding.seen + (f": {finding.why}" if finding.why else "")
-    return f"{text}. {finding.fix[0].upper()}{finding.fix[1:]}." if finding.fix else f"{text}."
+    text = str(finding).partition("] ")[2]
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 def memory_bars(record: Mapping[str, Any], advice: Mapping[str, Any] | None) -> list[Bar]:

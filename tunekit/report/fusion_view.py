@@ -31,7 +31,7 @@ def fusion_view(record: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "chart": chart(names, [*rows, ("mean", mean)]),
         "names": names,
-        "rows": [(label, [f"{s:.2f}" for s in shares]) for label, shares in [*rows, ("mean", mean)]],
+        "rows": [(label, [f"{100 * s:.0f}" for s in shares]) for label, shares in [*rows, ("mean", mean)]],
         "even": f"{100 / len(names):.0f} %",
         "num_rows": found.get("rows"),
     }

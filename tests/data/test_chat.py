@@ -153,3 +153,13 @@ def test_conversations_in_which_nobody_answers_are_left_out(chat: PreTrainedToke
     with pytest.raises(TunekitError) as caught:
         encoded({"messages": [TALK[:2]]}, chat)
     assert caught.value.codes == ("data-unsupervised",)
+
+
+@pytest.mark.parametrize("message", [None, {"role": None, "content": "hm"}], ids=str)
+def test_a_message_that_does_not_say_who_speaks_is_refused_by_its_row(
+    message: Any, chat: PreTrainedTokenizerBase
+) -> None:
+    for data in ({"messages": [TALK, [message, *TALK]]}, {"prompt": [TALK[:2], [message, *TALK[:2]]], "completion": [TALK[2:3]] * 2}):  # fmt: skip
+        with pytest.raises(InvalidError, match="message 0 of row 1") as caught:
+            encoded(data, chat)
+        assert caught.value.codes == ("chat-role",)

@@ -254,6 +254,13 @@ def test_a_template_makes_the_prompt(bpe: PreTrainedTokenizerBase) -> None:
     assert wrong.value.codes == ("template-task",)
 
 
+@pytest.mark.parametrize("form", ["{instruction:d}", "{instruction:{width}}", "{instruction!x}"])
+def test_a_template_that_no_row_can_be_written_with_is_refused(form: str, bpe: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(InvalidError) as caught:
+        encoded({"instruction": ["do"], "response": [" ok"]}, "causal-lm", bpe, template=form)
+    assert caught.value.codes == ("template-format",)
+
+
 def test_a_token_astride_prompt_and_completion_is_reported(bpe: PreTrainedTokenizerBase) -> None:
     made = encoded({"prompt": ["the "], "completion": ["film"]}, "causal-lm", bpe)
     assert [f.code for f in made.findings] == ["rows-boundary"]
@@ -326,3 +333,18 @@ def test_large_rows_go_to_a_folder_of_the_process(
     assert registered[0][1] == str(folder)
     registered[0][0](folder)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "data"),
+    [
+        ("token-classification", {"tokens": [["a", "b"], ["a", None]], "tags": [["O", "X"], ["O", "O"]]}),
+        ("multiple-choice", {"question": ["q", "q"], "choices": [["a", "b"], ["a", None]], "label": [0, 1]}),
+    ],
+)
+def test_a_null_inside_a_row_is_refused_by_its_row(
+    task: str, data: dict[str, Any], minilm: PreTrainedTokenizerBase
+) -> None:
+    with pytest.raises(InvalidError, match="row 1") as caught:
+        encoded(data, task, minilm)
+    assert caught.value.codes == ("text-missing",)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
+from tunekit.data.classify import choice_index
 from tunekit.data.labels import encode_labels, encode_tags, label_names, num_labels, problem_type
 from tunekit.errors import InvalidError
 from tunekit.task import TASKS, Task
@@ -127,3 +129,11 @@ def test_tags_are_named_and_encoded() -> None:
 def test_other_tasks_have_no_classes(task: Task) -> None:
     assert label_names(rows([0, 1]), task, COLUMNS) == ()
     assert problem_type(rows([0, 1]), task, COLUMNS) is None
+
+
+def test_what_is_no_number_is_no_label() -> None:
+    with pytest.raises(InvalidError) as caught:
+        encode_labels([[0.0, 1.0], [math.nan, 1.0]], ("a", "b"), "multi_label_classification")
+    assert caught.value.codes == ("labels-range",)
+    with pytest.raises(InvalidError):
+        choice_index("²", ["yes", "no", "maybe"])

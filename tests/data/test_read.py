@@ -352,3 +352,11 @@ def test_live_objects_that_hold_no_rows_are_refused(source: Any, code: str) -> N
     with pytest.raises((InvalidError, UnreadableError)) as caught:
         read(source)
     assert caught.value.codes == (code,)
+
+
+def test_a_split_without_rows_is_left_out_and_takes_nobody_s_place() -> None:
+    rows = read({"train": [{"text": "a"}], "test": []})
+    assert (len(rows.train), rows.eval) == (1, None)
+    with pytest.raises(MissingError) as caught:
+        read({"train": [], "test": [{"text": "a"}]})
+    assert caught.value.codes == ("data-split",)

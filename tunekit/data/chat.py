@@ -42,6 +42,15 @@ def as_messages(value: Any, role: str) -> list[dict[str, Any]]:
     return [_message(m) for m in value]
 
 
+def refuse_nameless(value: Any, row: int) -> None:
+    """Raises `chat-role` where a message does not say who speaks; a text is no list of messages."""
+    for i, message in enumerate(() if isinstance(value, str) else value):
+        if not message or (message.get("role") is None and message.get("from") is None):
+            raise InvalidError(
+                error("chat-role", f"message {i} of row {row}", "it does not say who speaks", 'give every message a `role`, such as "user" or "assistant"')
+            )  # fmt: skip
+
+
 def _message(message: dict[str, Any]) -> dict[str, Any]:
     """One message without what is null: templates write nulls out."""
     if message.get("from") is not None and "role" not in message:

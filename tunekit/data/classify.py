@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit.data.labels import encode_labels
 from tunekit.data.tally import Tally
-from tunekit.data.texts import Batch, cut, inputs_of, note_cut, refuse_nulls, set_apart, tokenize
+from tunekit.data.texts import Batch, cut, inputs_of, note_cut, refuse_holes, refuse_nulls, set_apart, tokenize
 from tunekit.errors import InvalidError
 from tunekit.finding import error
 
@@ -40,6 +40,7 @@ def choice_encoder(
     def encode(batch: Batch, rows: list[int]) -> Batch:
         refuse_nulls(batch, rows, ("text", "choices"))
         choices = [list(c["text"]) if isinstance(c, dict) else list(c) for c in batch["choices"]]
+        refuse_holes(choices, rows, "choices")
         seen.append(len(choices[0]))
         width = seen[0]
         for row, texts in zip(rows, choices, strict=True):
@@ -76,7 +77,7 @@ def choice_index(label: Any, texts: Sequence[str], marks: Sequence[Any] | None =
         if label in texts:
             return list(texts).index(label)
         word = label.strip().strip("().").upper()
-        index = int(word) if word.isdigit() else ord(word) - ord("A") if len(word) == 1 else -1
+        index = int(word) if word.isdecimal() else ord(word) - ord("A") if len(word) == 1 else -1
     else:
         index = label if isinstance(label, int) else -1
     if not 0 <= index < len(texts):

@@ -183,9 +183,23 @@ def renaming(
         renamed.pop("input", None)
         count = len(next(iter(batch.values())))
         rows = [{f: "" if batch[f][i] is None else batch[f][i] for f in fields} for i in range(count)]
-        return {**renamed, into: [template.format(**row) for row in rows]}
+        return {**renamed, into: [_written(template, row) for row in rows]}
 
     return list(dict.fromkeys([*columns.values(), *fields])), rename
+
+
+def _written(template: str, row: Mapping[str, Any]) -> str:
+    try:
+        return template.format(**row)
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ) as e:  # of a form such as `{score:.2f}` for what is no number
+        raise InvalidError(
+            error("template-format", f"`template` {template!r}", f"a row cannot be written with it ({e})", "write `{column}`, without what follows a colon or `!`")
+        ) from None  # fmt: skip
 
 
 def _fields(dataset: datasets.Dataset, columns: Mapping[str, str], template: str) -> list[str]:

@@ -177,9 +177,13 @@ def from_json(value: Any, source: str, train_split: str = "train") -> dict[str, 
     """Rows, columns or splits that are plain Python values, by split."""
     if isinstance(value, list):
         return {train_split: from_rows(value, source)}
-    if isinstance(value, Mapping) and value and all(_is_rows(v) for v in value.values()):
+    if (
+        isinstance(value, Mapping)
+        and any(map(_is_rows, value.values()))
+        and all(_is_rows(v) or v == [] for v in value.values())
+    ):
         names = [train_split] if len(value) == 1 else list(value)
-        return {str(n): from_rows(v, source) for n, v in zip(names, value.values(), strict=True)}
+        return {str(n): from_rows(v, source) for n, v in zip(names, value.values(), strict=True) if v}
     if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
         lengths = {str(k): len(v) for k, v in value.items()}
         if len(set(lengths.values())) > 1:

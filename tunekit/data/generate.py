@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunekit.data.chat import as_messages, has_chat_template, rendered
+from tunekit.data.chat import as_messages, has_chat_template, refuse_nameless, rendered
 from tunekit.data.labels import IGNORE
 from tunekit.data.tally import Tally
 from tunekit.data.texts import Batch, cut, joined_prompt, note_cut, refuse_nulls, refuse_slow, tokenize
@@ -69,6 +69,9 @@ def prompt_encoder(
         if isinstance(prompts[0], str):
             prompts = joined_prompt(prompts, batch.get("input"))
         if talk:
+            for row, prompt, completion in zip(rows, prompts, batch["completion"], strict=True):
+                refuse_nameless(prompt, row)
+                refuse_nameless(completion, row)
             asked = [as_messages(p, "user") for p in prompts]
             told = [as_messages(c, "assistant") for c in batch["completion"]]
             chats = [[*p, *c] for p, c in zip(asked, told, strict=True)]
@@ -93,6 +96,8 @@ def messages_encoder(
 
     def encode(batch: Batch, rows: list[int]) -> Batch:
         refuse_nulls(batch, rows, ("messages",))
+        for row, value in zip(rows, batch["messages"], strict=True):
+            refuse_nameless(value, row)
         chats = [as_messages(m, "user") for m in batch["messages"]]
         return _encode_chats(tokenizer, chats, [0] * len(chats), rows, limit, tally)
 

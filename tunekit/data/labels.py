@@ -236,7 +236,7 @@ class _Ids:
         """The id, or None where no class is meant."""
         if isinstance(value, bool) and str(value) in self.by_name:
             return self.by_name[str(value)]
-        if isinstance(value, int | float) and value == int(value):
+        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
             if value == IGNORE:
                 return IGNORE
             if self.numbers_are_names:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit.data.labels import IGNORE, encode_tags
 from tunekit.data.tally import Tally
-from tunekit.data.texts import Batch, cut, inputs_of, note_cut, refuse_nulls, refuse_slow, set_apart, tokenize
+from tunekit.data.texts import (
+    Batch,
+    cut,
+    inputs_of,
+    note_cut,
+    refuse_holes,
+    refuse_nulls,
+    refuse_slow,
+    set_apart,
+    tokenize,
+)
 from tunekit.errors import InvalidError
 from tunekit.finding import error
 
@@ -31,6 +41,7 @@ def token_encoder(
 
     def encode(batch: Batch, rows: list[int]) -> Batch:
         refuse_nulls(batch, rows, [n for n in ("tokens", "tags") if n in batch])
+        refuse_holes(batch["tokens"], rows, "tokens")
         encoded = tokenize(tokenizer, [" ".join(t) for t in batch["tokens"]], return_offsets_mapping=True, **cut(limit))
         note_cut(encoded, rows, limit, tally)
         if "tags" not in batch:

@@ -71,6 +71,15 @@ def refuse_nulls(batch: Batch, rows: Sequence[int], names: Sequence[str]) -> Non
         raise InvalidError(*faults)
 
 
+def refuse_holes(values: Sequence[Sequence[Any]], rows: Sequence[int], name: str) -> None:
+    """Raises `text-missing` where a list of texts holds a null."""
+    broken = [row for row, value in zip(rows, values, strict=True) if None in value]
+    if broken:
+        raise InvalidError(
+            error("text-missing", f"row {broken[0]} has a null in `{name}`", f"so have {len(broken)} of the {len(rows)} rows around it", "write an empty text, or drop the rows")
+        )  # fmt: skip
+
+
 def knows_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a vocabulary holds more than marks such as `<pad>`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
@@ -108,3 +109,18 @@ def test_the_rank_follows_the_information_in_the_rows() -> None:
     assert ranks(1000, "causal-lm", "decoder", 200.0) == [(16, 32, False)]
     assert ranks(15_000, "causal-lm", "decoder", 200.0) == [(32, 64, False)]
     assert ranks(100_000, "causal-lm", "decoder", 200.0) == [(32, 64, False), (128, 128, True)]
+
+
+@pytest.mark.parametrize(
+    ("shared", "ranks"), [(32, [32, 128]), (2, [32, 128]), (1, [32, 64]), (None, [32, 128])], ids=str
+)
+def test_no_rank_is_above_that_of_the_narrowest_layer(shared: int | None, ranks: list[int]) -> None:
+    asked = question(7e9, 100_000, "causal-lm", "decoder")
+    config = {"num_attention_heads": 32, "num_key_value_heads": shared, "head_dim": None}
+    model = dataclasses.replace(asked.model, hidden_size=2048, config_json=json.dumps(config))
+    data = dataclasses.replace(asked.data, supervised_tokens=400.0)
+    found = Lora.candidates(dataclasses.replace(asked, model=model, data=data))
+    assert [m.r for m in found] == ranks  # type: ignore[attr-defined]
+    tiny = dataclasses.replace(model, hidden_size=512)
+    if shared == 1:
+        assert [m.r for m in Lora.candidates(dataclasses.replace(asked, model=tiny, data=data))] == [16]  # type: ignore[attr-defined]

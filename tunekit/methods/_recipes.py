@@ -80,7 +80,16 @@ def rank(workload: Workload) -> int:
         needed = data.num_examples * (data.supervised_tokens or data.mean_tokens)
     wanted = needed / rank_parameters(workload.model)
     least = _LEAST_RANK[workload.task.has_head]
-    return min(_MOST_RANK, max(least, 2 ** math.ceil(math.log2(max(wanted, 1.0)))))
+    return min(most_rank(workload.model), max(least, 2 ** math.ceil(math.log2(max(wanted, 1.0)))))
+
+
+def most_rank(model: ModelFacts) -> int:
+    """The largest power of two up to 256 that the narrowest linear layer has as a rank: with few heads for keys and values, theirs."""
+    config, narrow = model.config, model.hidden_size
+    heads, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(shared, int) and heads > 0 < shared:
+        narrow = min(narrow, shared * (config.get("head_dim") or narrow // heads))
+    return min(_MOST_RANK, 2 ** int(math.log2(max(narrow, 1))))
 
 
 def rank_parameters(model: ModelFacts) -> int:

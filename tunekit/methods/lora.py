@@ -213,7 +213,9 @@ class Lora(Method):
         made = cls(r=plain, lora_alpha=2 * plain)
         if workload.task.has_head or workload.data.num_examples < 20_000:
             return (made,)
-        high = max(rank, 64)
+        high = min(max(rank, 64), _recipes.most_rank(workload.model))
+        if high <= plain:
+            return (made,)
         return (made, cls(r=high, lora_alpha=high, use_rslora=True))
 
     def recipe(self, workload: Workload) -> Recipe:

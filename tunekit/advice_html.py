@@ -18,6 +18,7 @@ _STYLE = """<style>
 .tunekit-advice th, .tunekit-advice td {text-align: left; vertical-align: top; padding: .35em .7em; border-bottom: 1px solid #8886}
 .tunekit-advice td, .tunekit-advice th {white-space: nowrap}
 .tunekit-advice td:nth-child(2) {white-space: normal; width: 100%}
+.tunekit-advice .whole {white-space: nowrap}
 .tunekit-advice small {opacity: .75; display: block}
 .tunekit-advice .favours, .tunekit-advice .disfavours {display: block; font-size: .9em}
 .tunekit-advice .favours::before {content: "+ "}
@@ -58,9 +59,21 @@ def _table(advice: Advice) -> str:
 
 def _row(advice: Advice, index: int) -> str:
     entry = advice.ranked[index]
-    method = f"<b>{escape(method_text(entry.plan))}</b><small>{escape(settings(entry.plan))}</small>{_reasons(entry)}"
+    said = ", ".join(map(_whole, settings(entry.plan).split(", ")))
+    method = f"<b>{escape(method_text(entry.plan))}</b><small>{said}</small>{_reasons(entry)}"
     cells = (rank(advice, index), None, trained(entry), memory(entry), duration(entry))
-    return "<tr>" + "".join(f"<td>{method if c is None else escape(c)}</td>" for c in cells) + "</tr>"
+    return "<tr>" + "".join(f"<td>{method if c is None else _figure(c)}</td>" for c in cells) + "</tr>"
+
+
+def _whole(text: str) -> str:
+    """What no narrow screen breaks, such as `2e-4` at its hyphen."""
+    return f'<span class="whole">{escape(text)}</span>'
+
+
+def _figure(cell: str) -> str:
+    """A figure with its interval or share, which may stand below it."""
+    first, bracket, rest = cell.partition(" (")
+    return _whole(first) + (f" {_whole(f'({rest}')}" if bracket else "")
 
 
 def _reasons(entry: Entry) -> str:

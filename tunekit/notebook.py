@@ -90,7 +90,14 @@ def gib(size_bytes: float) -> str:
 
 
 def long_or_short(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever reads best."""
+    """Seconds, minutes or hours, whichever reads best.
+
+    Example:
+        >>> long_or_short(0.0032), long_or_short(42.3), long_or_short(600), long_or_short(10_000)
+        ('0.0032 s', '42 s', '10 min', '2.8 h')
+    """
+    if seconds < 10:
+        return f"{seconds:.2g} s"
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -23,7 +23,7 @@ _STYLE = """<style>
 .tunekit-advice .favours, .tunekit-advice .disfavours {display: block; font-size: .9em}
 .tunekit-advice .favours::before {content: "+ "}
 .tunekit-advice .disfavours::before {content: "\\2212  "}
-@media (max-width: 40em) {.tunekit-advice td, .tunekit-advice th {white-space: normal; padding: .3em}}
+@media (max-width: 40em) {.tunekit-advice table {font-size: .85em} .tunekit-advice td, .tunekit-advice th {white-space: normal; padding: .25em}}
 </style>"""
 
 

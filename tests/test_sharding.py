@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import tunekit
 from tunekit.admission import admit, check_world, sharded_arguments
@@ -19,6 +22,7 @@ from tunekit.sharding import (
     fsdp_config,
     launch_environment,
     sharding_faults,
+    unmap,
     zero_stage,
 )
 
@@ -225,3 +229,16 @@ def test_sharding_by_keyword_beside_the_plans_is_refused() -> None:
         sharded_arguments(plan(), {"deepspeed": "mine.json"}, cpu=False)
     alone = plan(num_processes=1, sharding=None)
     assert sharded_arguments(alone, {"deepspeed": "mine.json"}, cpu=True) == {"deepspeed": "mine.json"}
+
+
+def test_weights_get_memory_of_their_own_and_keep_their_values(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(4, 4)
+    save_file({k: v.detach() for k, v in layer.state_dict().items()}, tmp_path / "w.safetensors")
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        mapped = {k: file.get_tensor(k) for k in ("weight", "bias")}
+    layer.load_state_dict(mapped, assign=True)
+    before = {n: (p.data_ptr(), p.clone()) for n, p in layer.named_parameters()}
+    unmap(layer)
+    for name, p in layer.named_parameters():
+        assert p.data_ptr() != before[name][0]
+        assert torch.equal(p, before[name][1])

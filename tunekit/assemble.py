@@ -19,7 +19,7 @@ from tunekit.joining import lies_flat, told_apart
 from tunekit.material import Material, gather
 from tunekit.plan import Plan
 from tunekit.pretrained import load_model, read_side
-from tunekit.sharding import whole_weights
+from tunekit.sharding import unmap, whole_weights
 from tunekit.structure import side_of, task_model
 from tunekit.task import Task
 from tunekit.workload import Goal
@@ -106,6 +106,8 @@ def trainer(
         ],
     )
     check_divides(plan, made)
+    if plan.sharding == "zero3" and args.device.type == "cpu" and args.process_index > 0:
+        unmap(made.model)
     _one_bar(made)
     if plan.frozen_activations == "cached":
         keep_frozen_activations(made)

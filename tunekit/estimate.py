@@ -33,7 +33,8 @@ class MemoryEstimate:
     interval: tuple[int, int]
     """Low and high of `device_bytes`."""
     moment: str
-    """When the peak occurs: forward, loss, backward, optimizer."""
+    """When the peak occurs: forward, loss, backward, optimizer; evaluation or saving where that takes more, and on CPU ranks under
+    ZeRO-3 dividing."""
     fidelity: Fidelity = "traced"
     """`traced`: from a trace of the step; `coarse`: from sizes, with wide bounds."""
     reasons: tuple[str, ...] = ()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunekit.finding import Finding, error
 from tunekit.message_sizes import MessageSizes
 from tunekit.plan import Plan
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _ZERO = {"zero1": 1, "zero2": 2, "zero3": 3}
 
@@ -273,3 +276,13 @@ def whole_weights() -> Iterator[None]:
         yield
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = kept
+
+
+def unmap(model: nn.Module) -> None:
+    """Gives every weight memory of its own instead of a share of the mapped file.
+
+    Before DeepSpeed divides the weights, rank 0 writes its own into those of all other ranks. On the CPU pages of a mapped file
+    are copied by that, and kept until the last weight is divided; memory of its own is let go weight by weight.
+    """
+    for p in model.parameters():
+        p.data = p.data.clone()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tunekit.advisor.simulate.collated import Shape
 
 _WHOLE_AT_LOADING = "bitsandbytes quantises on the device: each holds the whole quantised base before it is divided"
+_WHOLE_ON_HOST = "every rank reads the whole weights before DeepSpeed divides them"
 _NOT_ANSWERED = (
     "what PEFT's benchmark takes while it generates answers could not be traced ({}): the training steps alone"
 )
@@ -49,6 +50,9 @@ def reserved(asked: Question, shape: Shape, held: Held, replays: bool) -> Reserv
         store = held.fixed.get(STORE, 0)  # one block, which lies beside the heap
         share = 1.0 if asked.launched else HEAP_SHARE
         heap = store + int((held.allocated_bytes - store) * share)
+        whole = _base_bytes(held) if asked.plan.sharding == "zero3" else 0
+        if whole > heap:
+            return Reserved(num_bytes=whole, needed_bytes=whole, moment="dividing", reasons=(_WHOLE_ON_HOST,))
         return Reserved(num_bytes=heap, needed_bytes=heap, moment=held.top.moment)
     whole, reasons = _whole_base_bytes(asked, held), []
     needed = max(_in_steps(asked, held), whole, _in_steps(asked, held.trained) if held.trained else 0)
@@ -92,6 +96,11 @@ def _whole_base_bytes(asked: Question, held: Held) -> int:
     """What each device holds of a quantised base before it is divided; 0 where it is not."""
     if asked.plan.quantization is None or asked.plan.sharding not in ("zero3", "fsdp", "fsdp-hybrid"):
         return 0
+    return _base_bytes(held)
+
+
+def _base_bytes(held: Held) -> int:
+    """The whole base."""
     timeline = held.recorded.timeline
     return int(timeline.sizes[timeline.parts == PARTS.index("weights")].sum())
 

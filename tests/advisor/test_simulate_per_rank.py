@@ -120,6 +120,23 @@ def test_a_divided_quantised_base_is_held_whole_while_it_is_loaded() -> None:
     assert not any("before it is divided" in reason for reason in copied.reasons)
 
 
+def test_a_rank_on_the_cpu_holds_the_whole_base_before_zero3_divides_it() -> None:
+    plan = Plan(
+        model="x",
+        task="causal-lm",
+        method=Lora(),
+        max_length=4,
+        per_device_train_batch_size=1,
+        sharding="zero3",
+        num_processes=8,
+    )
+    on_cpu = estimate_memory(plan, Hardware(device="cpu", name="cpu", memory_bytes=2**35), None, model=wide())
+    assert on_cpu.moment == "dividing"
+    base = 4 * (on_cpu.total_parameters - on_cpu.trainable_parameters)
+    assert base <= on_cpu.reserved_bytes < base + 1024, "buffers beside the weights"
+    assert estimate_memory(plan, CARDS, None, model=wide()).moment != "dividing"
+
+
 def update(sharding: str | None, ranks: int = 4, **changes: Any) -> PerRank:
     """A rank's share of a step whose update goes over lists, with a temporary as large as what it updates."""
     plain: dict[str, Any] = {

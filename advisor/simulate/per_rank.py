@@ -166,7 +166,7 @@ def _gathered_bytes(recorded: Recorded, plan: Plan) -> int:
     """Weights that are whole at once: two blocks. DeepSpeed cuts what it fetched at once out of one tensor, which lives beside it
     (`_all_gather_coalesced` in partition_parameters.py)."""
     weights = _part_bytes(recorded.timeline, ("weights", "adapters"))
-    gathered = min(weights, 2 * _largest(recorded.timeline))
+    gathered = min(weights, 2 * _largest(recorded))
     bucket = weights * BUCKET_ELEMENTS // max(1, recorded.total_parameters)
     return gathered + (min(gathered // 2, bucket) if plan.sharding == "zero3" else 0)
 
@@ -190,8 +190,8 @@ def _part_bytes(timeline: Timeline, parts: tuple[str, ...]) -> int:
     return int(timeline.sizes[chosen].sum())
 
 
-def _largest(timeline: Timeline) -> int:
-    """Bytes of the largest thing gathered at once: some ten tensors make a block; a vocabulary's table stands alone."""
+def _largest(recorded: Recorded) -> int:
+    """Bytes of the largest thing gathered at once: a block, or a vocabulary's table, which stands alone."""
+    timeline = recorded.timeline
     chosen = np.isin(timeline.parts, [PARTS.index("weights"), PARTS.index("adapters")])
-    sizes = np.sort(timeline.sizes[chosen])[::-1]
-    return int(max(sizes[:1].sum(), sizes[2:12].sum())) if len(sizes) else 0
+    return max(recorded.block_bytes, int(timeline.sizes[chosen].max(initial=0)))

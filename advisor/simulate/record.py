@@ -51,6 +51,8 @@ class Recorded:
     trainable_parameters: int
     total_parameters: int
     trainable_bytes: int
+    block_bytes: int
+    """Of the parameters of the largest block; 0 where the model has none."""
     assumed: tuple[str, ...]
     wrapped: bool = False
     """Whether PEFT's model is around the base."""
@@ -361,4 +363,5 @@ def _count(model: nn.Module, blocks: Sequence[Sequence[nn.Module]], stacks: Sequ
         if p.requires_grad:
             trainable += number * p.numel()
             size += number * p.numel() * p.element_size()
-    return {"total_parameters": total, "trainable_parameters": trainable, "trainable_bytes": size}
+    block = max((sum(p.numel() * p.element_size() for p in b.parameters()) for stack in blocks for b in stack), default=0)
+    return {"total_parameters": total, "trainable_parameters": trainable, "trainable_bytes": size, "block_bytes": block}

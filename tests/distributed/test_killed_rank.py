@@ -94,5 +94,5 @@ def test_another_number_of_ranks_is_refused_in_words(tmp_path: Path) -> None:
     seal(tmp_path, num_processes=2, global_step=6)
     check_ranks(tmp_path, 2, divided=True)
     check_ranks(tmp_path, 4, divided=False)
-    with pytest.raises(UnsupportedError, match=r"resume-ranks.*resume on 2 processes"):
+    with pytest.raises(UnsupportedError, match=r"resume-ranks.*Resume on 2 processes"):
         check_ranks(tmp_path, 4, divided=True)

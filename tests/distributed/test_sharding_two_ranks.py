@@ -34,6 +34,8 @@ SHARDINGS: dict[str, dict[str, Any]] = {
     "fsdp-hybrid": {"sharding": "fsdp-hybrid", "per_device_train_batch_size": 2, "num_processes": 4, "num_machines": 2},
     "zero3-accumulated": {"sharding": "zero3", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
 }
+if Path("/usr/include/libaio.h").exists():  # without it the plan is refused
+    SHARDINGS["zero3-disk"] = {"sharding": "zero3", "offload": "parameters", "offload_to": "disk"}
 METHODS = {
     "full": (Full(), 1e-3),
     "lora": (Lora(r=4, loraplus_lr_ratio=4.0), 1e-2),
@@ -87,6 +89,7 @@ def run(folder: Path, jobs: list[dict[str, str]], ranks: int) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: str) -> dict[tuple[str, str], dict[str, Any]]:
     """Losses and logits of every cell, and of each method in one process, learning and (almost) still."""
     folder = rows(tmp_path_factory.mktemp("sharded"))
+    (folder / "disk").mkdir()
     one = {(m, k): job(folder, tiny_encoder, m, still=k == "still") for m in METHODS for k in ("one", "still")}
     two = {(m, s): job(folder, tiny_encoder, m, **SHARDINGS[s]) for m, s in CELLS}
     run(folder, list(one.values()), 1)

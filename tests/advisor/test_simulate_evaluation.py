@@ -127,3 +127,19 @@ def _change(timeline: Any) -> Any:
     born = timeline.events >= 0
     names = np.where(born, timeline.events, ~timeline.events)
     return np.where(born, timeline.sizes[names], -timeline.sizes[names])
+
+
+def test_answers_that_cannot_be_traced_leave_the_training_steps_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunekit.advisor.simulate import peft_runs
+
+    def fails(*args: Any) -> Any:
+        raise RuntimeError("looks at values")
+
+    monkeypatch.setattr(peft_runs, "answering", fails)
+    alone = estimate_memory(plan(), CARD, None, "peft-benchmark", wide())
+    assert any(
+        "could not be traced (RuntimeError: looks at values): the training steps alone" in r for r in alone.reasons
+    )
+    assert alone.moment in ("forward", "loss", "backward", "optimizer")
+    low, high = alone.interval
+    assert high - low > 0.2 * alone.device_bytes, "what is missing widens the bounds"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tunekit
 import zoo
 from tunekit.advisor.observe.model import model_facts
 from tunekit.advisor.simulate import estimate_memory
@@ -24,20 +25,20 @@ from tunekit.workload import Hardware, ModelFacts
 CARDS = Hardware(device="cuda", name="A10G", memory_bytes=22 * 2**30, num_devices=8)
 
 
-def wide() -> ModelFacts:
+def wide(hidden_size: int = 256) -> ModelFacts:
     """A model that is not all overhead."""
     config = zoo.config("llama")
-    size = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12, "vocab_size": 8000}
+    size = {"hidden_size": hidden_size, "intermediate_size": 4 * hidden_size, "num_hidden_layers": 12, "vocab_size": 8000}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 32}
     return model_facts(type(config)(**{**config.to_dict(), **size, **heads}))
 
 
-def found(sharding: str | None, ranks: int = 4, **changes: Any) -> MemoryEstimate:
+def found(sharding: str | None, ranks: int = 4, hidden_size: int = 256, **changes: Any) -> MemoryEstimate:
     plain: dict[str, Any] = {
         "model": "x", "task": "causal-lm", "method": Full(), "max_length": 32, "per_device_train_batch_size": 1, "max_steps": 10,
         "sharding": sharding, "num_processes": ranks if sharding else 1,
     }  # fmt: skip
-    return estimate_memory(Plan(**{**plain, **changes}), CARDS, None, model=wide())
+    return estimate_memory(Plan(**{**plain, **changes}), CARDS, None, model=wide(hidden_size))
 
 
 def at_peak(estimate: MemoryEstimate, part: str) -> int:
@@ -135,6 +136,28 @@ def test_a_rank_on_the_cpu_holds_the_whole_base_before_zero3_divides_it() -> Non
     base = 4 * (on_cpu.total_parameters - on_cpu.trainable_parameters)
     assert base <= on_cpu.reserved_bytes < base + 1024, "buffers beside the weights"
     assert estimate_memory(plan, CARDS, None, model=wide()).moment != "dividing"
+
+
+def test_on_the_cpu_a_checkpoint_of_divided_weights_is_the_peak_where_a_rank_trains_little() -> None:
+    plan = Plan(
+        model="x", task="causal-lm", method=Full(), max_length=4, per_device_train_batch_size=1, sharding="zero3", num_processes=32,
+        optim="sgd",
+    )  # fmt: skip
+    host = Hardware(device="cpu", name="cpu", memory_bytes=2**35)
+    estimate = estimate_memory(plan, host, None, model=wide())
+    assert estimate.moment == "saving"
+    assert estimate.allocated_bytes > 4 * estimate.total_parameters, "the gathered weights, and the rank's share"
+
+
+def test_a_merge_that_takes_more_than_training_is_told() -> None:
+    quantised = found(None, method=Lora(r=4), quantization="nf4", max_length=4, hidden_size=1024)
+    told = [r for r in quantised.reasons if r.startswith("merging afterwards takes more than training")]
+    whole = 4 * quantised.total_parameters + 4 * quantised.trainable_parameters
+    assert told == [f"merging afterwards takes more than training: {whole / 2**30:.1f} GiB of the host's memory"]
+    assert not any(
+        "merging" in r for r in found(None, method=tunekit.methods.PromptTuning(), quantization="nf4").reasons
+    )
+    assert not any("merging" in r for r in found(None).reasons)
 
 
 def update(sharding: str | None, ranks: int = 4, **changes: Any) -> PerRank:

@@ -363,5 +363,7 @@ def _count(model: nn.Module, blocks: Sequence[Sequence[nn.Module]], stacks: Sequ
         if p.requires_grad:
             trainable += number * p.numel()
             size += number * p.numel() * p.element_size()
-    block = max((sum(p.numel() * p.element_size() for p in b.parameters()) for stack in blocks for b in stack), default=0)
+    block = max(
+        (sum(p.numel() * p.element_size() for p in b.parameters()) for stack in blocks for b in stack), default=0
+    )
     return {"total_parameters": total, "trainable_parameters": trainable, "trainable_bytes": size, "block_bytes": block}

@@ -28,7 +28,12 @@ CARDS = Hardware(device="cuda", name="A10G", memory_bytes=22 * 2**30, num_device
 def wide(hidden_size: int = 256) -> ModelFacts:
     """A model that is not all overhead."""
     config = zoo.config("llama")
-    size = {"hidden_size": hidden_size, "intermediate_size": 4 * hidden_size, "num_hidden_layers": 12, "vocab_size": 8000}
+    size = {
+        "hidden_size": hidden_size,
+        "intermediate_size": 4 * hidden_size,
+        "num_hidden_layers": 12,
+        "vocab_size": 8000,
+    }
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 32}
     return model_facts(type(config)(**{**config.to_dict(), **size, **heads}))
 

@@ -73,7 +73,11 @@ class PTuningV2(Method):
             learning_rate=(_head_rate.network_rate if self.prefix_projection else _head_rate.direct_rate)(workload),
             num_train_epochs=_recipes.epochs(workload),
             warmup=_recipes.warmup(workload),
-            sources=("Liu et al., P-Tuning v2, 2022: 5e-3 to 1e-2", _head_rate.RATES, _recipes.EPOCHS),
+            sources=(
+                "Liu et al., P-Tuning v2, 2022: 5e-3 to 1e-2",
+                _head_rate.NETWORK_RATES if self.prefix_projection else _head_rate.RATES,
+                _recipes.EPOCHS,
+            ),
         )
 
     # ------------------------------------------------------------------ on a model

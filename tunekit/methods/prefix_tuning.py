@@ -120,7 +120,7 @@ class PrefixTuning(Method):
             sources=(
                 "Li and Liang, 2021: 5e-5 with the projection, for 5 to 30 epochs",
                 "PEFT method comparison benchmark: 5e-3 for prefixes that are learnt directly",
-                _head_rate.RATES,
+                _head_rate.NETWORK_RATES if self.prefix_projection else _head_rate.RATES,
                 _recipes.EPOCHS,
             ),
         )

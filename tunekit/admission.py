@@ -132,7 +132,10 @@ def _check_disk(plan: Plan) -> None:
     import contextlib
     import io
 
-    os.environ.setdefault("DS_ACCELERATOR", "cpu" if "ACCELERATE_USE_CPU" in os.environ else "cuda")
+    from tunekit.advisor.observe.hardware import cuda_here
+
+    # Read once, when DeepSpeed is imported, and kept: the run that follows in this process works on the same.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda_here() else "cpu")
     with contextlib.redirect_stdout(io.StringIO()):
         from deepspeed.ops.op_builder import AsyncIOBuilder
 
